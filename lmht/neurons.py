@@ -1,0 +1,166 @@
+"""The neurons as modules: thin wrappers of :mod:`lmht.functional`, without state between two forward passes.
+
+A neuron takes ``[T*N, ...]`` with the steps of one sample N rows apart (the folded layout in which a network's convolutions
+run), or ``[T, N, ...]`` with ``folded=False``, and returns the same shape.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lmht import functional
+from lmht.tgim import SigmoidTGIM, TGIM
+
+
+class Neuron(nn.Module):
+    """What all spiking neurons share: T steps, threshold theta, v(0), and the layout.
+
+    Args:
+        levels: number of threshold levels ``L >= 1``.
+        steps: number of time-steps ``T >= 1``.
+        theta: firing threshold, > 0; not learned.
+        v0: membrane potential before the first step, in units of the current (``theta / 2`` is QCFS's shift).
+    """
+
+    def __init__(self, levels: int, steps: int, *, theta: float = 1.0, v0: float = 0.0) -> None:
+        super().__init__()
+        functional.check_levels(levels)
+        functional.check_theta(theta)
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps (T) must be an integer >= 1, got {steps!r}")
+        self.levels, self.steps, self.theta, self.v0 = levels, steps, float(theta), float(v0)
+
+    def forward(self, x: Tensor, folded: bool = True) -> Tensor:
+        """Emit ``s(t) * theta``.
+
+        Args:
+            x: current, ``[T*N, ...]``, or ``[T, N, ...]`` if not ``folded``.
+            folded: which of the two layouts ``x`` has.
+
+        Raises:
+            ValueError: the first axis is not a multiple of T (folded), or not T (unfolded).
+        """
+        if folded:
+            if x.dim() < 1 or x.shape[0] % self.steps:
+                raise ValueError(
+                    f"folded input must be [T*N, ...] with T = {self.steps}, got shape {tuple(x.shape)}; "
+                    "fold time into the batch, or pass folded=False for [T, N, ...]"
+                )
+            return self.emit(x.unflatten(0, (self.steps, x.shape[0] // self.steps))).flatten(0, 1)
+        if x.dim() < 2 or x.shape[0] != self.steps:
+            raise ValueError(
+                f"unfolded input must be [T, N, ...] with T = {self.steps}, got shape {tuple(x.shape)}; "
+                "put time first, or leave folded=True for [T*N, ...]"
+            )
+        return self.emit(x)
+
+    def emit(self, x: Tensor) -> Tensor:
+        """The neuron on ``[T, N, ...]``."""
+        raise NotImplementedError
+
+    def get_extra_state(self) -> dict[str, float]:
+        return {"levels": self.levels, "steps": self.steps, "theta": self.theta, "v0": self.v0}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        if (state["levels"], state["steps"]) != (self.levels, self.steps):
+            raise ValueError(
+                f"checkpoint has L = {state['levels']}, T = {state['steps']}, the neuron L = {self.levels}, T = {self.steps}"
+            )
+        self.theta, self.v0 = state["theta"], state["v0"]
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}, steps={self.steps}, theta={self.theta:g}, v0={self.v0:g}"
+
+
+class MHT(Neuron):
+    """Multi-hierarchical threshold neuron (Eqs. 5-6).
+
+    Args:
+        leak: leak ``lambda``; not learned.
+        temporal_gradient: keep the gradient through ``v(t-1)`` and the reset (vanilla STBP).
+    """
+
+    def __init__(
+        self,
+        levels: int,
+        steps: int,
+        *,
+        theta: float = 1.0,
+        leak: float = 1.0,
+        v0: float = 0.0,
+        temporal_gradient: bool = True,
+    ) -> None:
+        super().__init__(levels, steps, theta=theta, v0=v0)
+        self.leak, self.temporal_gradient = float(leak), temporal_gradient
+
+    def emit(self, x: Tensor) -> Tensor:
+        spikes, _ = functional.mht(
+            x,
+            levels=self.levels,
+            theta=self.theta,
+            leak=self.leak,
+            v0=self.v0,
+            temporal_gradient=self.temporal_gradient,
+        )
+        return spikes * self.theta
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, leak={self.leak:g}, temporal_gradient={self.temporal_gradient}"
+
+
+class LIF(MHT):
+    """Leaky integrate-and-fire neuron with soft reset (Eqs. 1-2): M-HT with one level."""
+
+    def __init__(
+        self, steps: int, *, theta: float = 1.0, leak: float = 0.5, v0: float = 0.0, temporal_gradient: bool = True
+    ) -> None:
+        super().__init__(1, steps, theta=theta, leak=leak, v0=v0, temporal_gradient=temporal_gradient)
+
+
+class IF(MHT):
+    """Integrate-and-fire neuron with soft reset (Eqs. 1-2, ``lambda = 1``): M-HT with one level and no leak."""
+
+    def __init__(self, steps: int, *, theta: float = 1.0, v0: float = 0.0, temporal_gradient: bool = True) -> None:
+        super().__init__(1, steps, theta=theta, v0=v0, temporal_gradient=temporal_gradient)
+
+
+class LMHT(Neuron):
+    """Learnable multi-hierarchical threshold neuron (Eqs. 7-9): M-HT behind a learned T-GIM, temporal chain detached.
+
+    Args:
+        tgim: Omega and lambda; default :class:`~lmht.tgim.SigmoidTGIM`, which starts at ``Omega = 1/T``, ``lambda = 1``.
+    """
+
+    def __init__(
+        self, levels: int, steps: int, *, theta: float = 1.0, v0: float = 0.0, tgim: TGIM | None = None
+    ) -> None:
+        super().__init__(levels, steps, theta=theta, v0=v0)
+        self.tgim = SigmoidTGIM(steps) if tgim is None else tgim
+        if self.tgim.steps != steps:
+            raise ValueError(f"the T-GIM is for {self.tgim.steps} steps, the neuron has steps = {steps}")
+
+    def emit(self, x: Tensor) -> Tensor:
+        omega, leak = self.tgim()
+        return functional.lmht(x, levels=self.levels, theta=self.theta, omega=omega, leak=leak, v0=self.v0)
+
+
+class QCFS(nn.Module):
+    """Quantization-clip-floor-shift activation (Eq. 4): the quantised ANN's activation, on any shape.
+
+    Args:
+        levels: number of quantisation levels ``Tq >= 1``.
+        scale: initial ``vartheta``, learned.
+    """
+
+    def __init__(self, levels: int, scale: float = 8.0) -> None:
+        super().__init__()
+        functional.check_levels(levels)
+        if not scale > 0:
+            raise ValueError(f"scale must be > 0, got {scale!r}")
+        self.levels = levels
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.qcfs(x, levels=self.levels, scale=self.scale)
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}"
