@@ -79,14 +79,14 @@ def scale_current(stem: nn.Module, factor: float) -> None:
 def _convert(network: Network, steps: int, neuron: Callable[[float], nn.Module]) -> Network:
     converted = copy.deepcopy(network)
     converted.steps = steps
-    make = lambda activation: neuron(_scale(activation))  # noqa: E731
-    if not replace_modules(converted, QCFS, make):
+    if not replace_modules(converted, QCFS, lambda activation: neuron(_scale(activation))):
         raise ValueError("the network has no QCFS activation to convert; train it with activation=lambda: QCFS(levels)")
     return converted
 
 
 def _scale(activation: nn.Module) -> float:
-    scale = float(activation.scale)  # type: ignore[arg-type]
+    assert isinstance(activation, QCFS)
+    scale = float(activation.scale.detach())
     if not scale > 0:
         raise ValueError(f"a QCFS scale is {scale}, not > 0; a threshold can't be made of it: train again")
     return scale

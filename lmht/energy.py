@@ -96,8 +96,8 @@ class _Counter(fx.Interpreter):
             name = n.target if isinstance(n.target, str) else n.target.__name__
             if name in _LINEAR_CALLS or name == "add":
                 args = fx.map_arg(n.args, lambda a: self.counts[a])
-                call = getattr(args[0], name) if n.op == "call_method" else n.target
-                self.counts[n] = call(*(args[1:] if n.op == "call_method" else args), **n.kwargs)
+                run = super().call_method if n.op == "call_method" else super().call_function
+                self.counts[n] = run(n.target, args, dict(n.kwargs))
         return value
 
 

@@ -125,7 +125,7 @@ class _QCFS(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, scale, mask, out = ctx.saved_tensors
         grad_x = grad * mask
         return grad_x, ((grad * out - grad_x * x).sum() / scale).reshape(scale.shape), None
@@ -200,7 +200,9 @@ def check_arguments(
         raise ValueError(f"input must be [T, ...] with T >= 1, got shape {tuple(x.shape)}")
     steps = len(x)
     if isinstance(v0, Tensor) and v0.shape not in (x.shape[1:], ()):
-        raise ValueError(f"v0 must be a number or have the shape of one step, {tuple(x.shape[1:])}, got {tuple(v0.shape)}")
+        raise ValueError(
+            f"v0 must be a number or have the shape of one step, {tuple(x.shape[1:])}, got {tuple(v0.shape)}"
+        )
     if omega is not None and omega.shape != (steps, steps):
         raise ValueError(f"omega must be [T, T] with T = {steps} steps as in the input, got {tuple(omega.shape)}")
     if isinstance(leak, Tensor) and leak.shape not in ((), (steps,)):

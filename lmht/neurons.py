@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lmht import functional
-from lmht.tgim import SigmoidTGIM, TGIM
+from lmht.tgim import TGIM, SigmoidTGIM
 
 
 class Neuron(nn.Module):

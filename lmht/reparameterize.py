@@ -63,7 +63,7 @@ def reparameterize(network: Network) -> Network:
     for name, module in twin.named_modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             assert module.running_mean is not None
-            module.running_mean /= levels
+            module.running_mean.div_(levels)
             module.bias /= levels
         elif isinstance(module, Synapse):
             if name == last:

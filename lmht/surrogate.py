@@ -17,7 +17,7 @@ class _Fire(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (m,) = ctx.saved_tensors
         return grad * surrogate_window(m, theta=ctx.theta, levels=ctx.levels) * ctx.slope, None, None, None
 

@@ -1,5 +1,6 @@
 """The paper's networks, each one definition for ANN and SNN, by activation factory."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ from lmht.networks.resnet import resnet
 from lmht.networks.spikformer import spikformer
 from lmht.networks.vgg import vgg
 
-_BUILDERS = {
+_BUILDERS: dict[str, Callable[..., Network]] = {
     "ResNet-18": partial(resnet, 18),
     "ResNet-19": partial(resnet, 19),
     "ResNet-20": partial(resnet, 20),
