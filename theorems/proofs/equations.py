@@ -52,12 +52,12 @@ def region_b(u: Term, d: Term) -> Term:
 
 def invariant_a(d: Term, j: Term, v: Term, c: Term) -> Term:
     """In region A after j steps: below threshold, and a neuron that has fired has a current and a potential >= 0."""
-    return z3.And(v < 1, 0 <= c, c <= j, z3.Or(c == 0, z3.And(d >= 0, v >= 0)))
+    return z3.And(v < 1, c >= 0, c <= j, z3.Or(c == 0, z3.And(d >= 0, v >= 0)))
 
 
 def invariant_b(d: Term, j: Term, v: Term, c: Term) -> Term:
     """In region B after j steps: not negative, and either every step fired or the neuron has come below threshold for good."""
-    return z3.And(v >= 0, 0 <= c, c <= j, z3.Or(c == j, z3.And(d < 1, v < 1)))
+    return z3.And(v >= 0, c >= 0, c <= j, z3.Or(c == j, z3.And(d < 1, v < 1)))
 
 
 REGIONS = {"A": (region_a, invariant_a), "B": (region_b, invariant_b)}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import product
+from textwrap import shorten
 from typing import Any
 
 import pytest
@@ -19,13 +20,13 @@ def prove(claim: Term, *, under: Sequence[Term] = ()) -> None:
     question = _ask(*under, z3.Not(claim))
     answer = question.check()
     where = f"\nfalse at {question.model()}" if answer == z3.sat else ""
-    assert answer == z3.unsat, f"not proved ({answer}): {claim}{where}"
+    assert answer == z3.unsat, f"not proved ({answer}): {shorten(str(claim), 400)}{where}"
 
 
 def refute(claim: Term, *, under: Sequence[Term] = ()) -> None:
     """Fail unless ``claim`` is false somewhere inside ``under``: an encoding that proves a planted falsehood proves nothing."""
     answer = _ask(*under, z3.Not(claim)).check()
-    assert answer == z3.sat, f"not refuted ({answer}): {claim}"
+    assert answer == z3.sat, f"not refuted ({answer}): {shorten(str(claim), 400)}"
 
 
 def smallest_counterexample(claim: Term, over: Sequence[Term], *, under: Sequence[Term] = ()) -> list[Fraction]:
@@ -33,7 +34,7 @@ def smallest_counterexample(claim: Term, over: Sequence[Term], *, under: Sequenc
 
     The smallest denominator first, then the smallest bound on all absolute values: what a reader should look at first.
     """
-    for denominator, bound in product((1, 2, 4, 8), range(1, 9)):
+    for denominator, bound in product((1, 2, 4, 8, 16, 32), range(1, 5)):
         grid = [z3.Int(f"grid_{i}") for i in range(len(over))]
         dyadic = [x * denominator == z3.ToReal(n) for x, n in zip(over, grid, strict=True)]
         bounded = [z3.And(-bound * denominator <= n, n <= bound * denominator) for n in grid]
@@ -42,7 +43,7 @@ def smallest_counterexample(claim: Term, over: Sequence[Term], *, under: Sequenc
         assert answer != z3.unknown, f"the solver gave up: {question.reason_unknown()}"
         if answer == z3.sat:
             return [Fraction(question.model().eval(n, True).as_long(), denominator) for n in grid]
-    raise AssertionError(f"no dyadic counterexample to {claim}")
+    raise AssertionError(f"no dyadic counterexample to {shorten(str(claim), 400)}")
 
 
 def _ask(*assertions: Term) -> Term:

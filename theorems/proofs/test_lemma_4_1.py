@@ -45,7 +45,7 @@ class TestInsideARegion:
         _, invariant = REGIONS[region]
         s = if_count(v + d)
         current = d < 1 if region == "A" else d >= 0
-        prove(invariant(d, j + 1, v + d - s, c + s), under=[current, 0 <= j, j < L, invariant(d, j, v, c)])
+        prove(invariant(d, j + 1, v + d - s, c + s), under=[current, j >= 0, j < L, invariant(d, j, v, c)])
 
     def test_conclusion_equal_spikes_and_potential(self, region: str) -> None:
         """After L steps v + c = u + I (next test), so c is the M-HT count of u + I, and v = u + I - c its potential."""
@@ -61,18 +61,18 @@ class TestInsideARegion:
         """A neuron that fires on > instead of >= does not keep the conclusion: ties matter, and the encoding sees them."""
         _, invariant = REGIONS[region]
         late = z3.If(v + d > 1, 1, 0)
-        refute(invariant(d, j + 1, v + d - late, c + late), under=[0 <= j, j < L, d >= 0, d < 1, invariant(d, j, v, c)])
+        refute(invariant(d, j + 1, v + d - late, c + late), under=[j >= 0, j < L, d >= 0, d < 1, invariant(d, j, v, c)])
 
 
 @in_general
 def test_the_regions_cover_the_papers_precondition() -> None:
-    prove(z3.Or(region_a(u, d), region_b(u, d)), under=[0 <= u, u < 1])
+    prove(z3.Or(region_a(u, d), region_b(u, d)), under=[u >= 0, u < 1])
 
 
 @in_general
 def test_the_regions_in_terms_of_the_current() -> None:
     """``d < 1`` is ``I < L*theta``, ``d >= 0`` is ``I >= 0``."""
-    prove(z3.And((d < 1) == (I < L), (d >= 0) == (I >= 0)), under=[L >= 1, I == L * d])
+    prove(z3.And((d < 1) == (I < L), (d >= 0) == (I >= 0)), under=[L >= 1, L * d == I])
 
 
 @pytest.mark.statement(LEMMA, precondition=PAPER, how="cross-check: unrolled for every L <= 16, all reals (z3)")
@@ -84,7 +84,7 @@ def test_unrolled(levels: int) -> None:
     s = thresholds_reached(m, levels)
     prove(s == mht_count(m, levels))
     prove(z3.And(z3.Sum(spikes) == s, potentials[-1] == m - s), under=[z3.Or(region_a(u, d), region_b(u, d))])
-    refute(z3.Sum(spikes) == thresholds_reached(m - z3.Q(1, 4), levels), under=[0 <= u, u < 1])
+    refute(z3.Sum(spikes) == thresholds_reached(m - z3.Q(1, 4), levels), under=[u >= 0, u < 1])
 
 
 @pytest.mark.statement(LEMMA, precondition="none, for L = 1", how="proved for all reals (z3)")
@@ -93,7 +93,9 @@ def test_one_level_needs_no_precondition() -> None:
 
 
 @pytest.mark.statement(
-    LEMMA, precondition="v(t-1) in [0, theta], necessary and sufficient for L > 1", how="proved for all L and all reals (z3)"
+    LEMMA,
+    precondition="v(t-1) in [0, theta], necessary and sufficient for L > 1",
+    how="proved for all L and all reals (z3)",
 )
 class TestExactlyTheClosedInterval:
     """For L > 1 the lemma holds for every I if and only if 0 <= v(t-1) <= theta."""
@@ -109,11 +111,11 @@ class TestExactlyTheClosedInterval:
     def test_below_0_some_current_separates_them(self) -> None:
         """d = 1 - u/L: the first IF step stays silent, so at most L - 1 fire, but u + I = L."""
         silent, all_levels = if_count(u + d) == 0, mht_count(u + I, L) == L
-        prove(z3.And(silent, all_levels), under=[L > 1, u < 0, I == L * d, I == L - u])
+        prove(z3.And(silent, all_levels), under=[L > 1, u < 0, L * d == I, L - u == I])
 
     def test_above_theta_some_current_separates_them(self) -> None:
         """d = 1 - u: the first IF step fires, but u + I < 1."""
-        prove(z3.And(if_count(u + d) == 1, mht_count(u + I, L) == 0), under=[L > 1, u > 1, I == L * d, d == 1 - u])
+        prove(z3.And(if_count(u + d) == 1, mht_count(u + I, L) == 0), under=[L > 1, u > 1, L * d == I, d == 1 - u])
 
 
 @pytest.mark.statement(LEMMA, precondition=PAPER, how="necessity: z3 finds a counterexample, replayed in floats")
