@@ -34,7 +34,7 @@ def smallest_counterexample(claim: Term, over: Sequence[Term], *, under: Sequenc
 
     The smallest denominator first, then the smallest bound on all absolute values: what a reader should look at first.
     """
-    for denominator, bound in product((1, 2, 4, 8, 16, 32), range(1, 5)):
+    for denominator, bound in product((1, 2, 4, 8, 16, 32), range(1, 9)):
         grid = [z3.Int(f"grid_{i}") for i in range(len(over))]
         dyadic = [x * denominator == z3.ToReal(n) for x, n in zip(over, grid, strict=True)]
         bounded = [z3.And(-bound * denominator <= n, n <= bound * denominator) for n in grid]

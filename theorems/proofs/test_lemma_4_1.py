@@ -19,7 +19,7 @@ PAPER = "v(t-1) in [0, theta)"
 in_general = pytest.mark.statement(LEMMA, precondition=PAPER, how="proved for all L and all reals (z3)")
 
 L, j, c, k = z3.Ints("L j c k")
-u, d, v, I, m, x, theta = z3.Reals("u d v I m x theta")
+u, d, v, i, m, x, theta = z3.Reals("u d v I m x theta")
 
 
 @in_general
@@ -72,7 +72,7 @@ def test_the_regions_cover_the_papers_precondition() -> None:
 @in_general
 def test_the_regions_in_terms_of_the_current() -> None:
     """``d < 1`` is ``I < L*theta``, ``d >= 0`` is ``I >= 0``."""
-    prove(z3.And((d < 1) == (I < L), (d >= 0) == (I >= 0)), under=[L >= 1, L * d == I])
+    prove(z3.And((d < 1) == (i < L), (d >= 0) == (i >= 0)), under=[L >= 1, L * d == i])
 
 
 @pytest.mark.statement(LEMMA, precondition=PAPER, how="cross-check: unrolled for every L <= 16, all reals (z3)")
@@ -106,16 +106,16 @@ class TestExactlyTheClosedInterval:
 
     def test_theta_itself_with_a_negative_current_is_silent_in_both(self) -> None:
         """From there region A's invariant has c = 0, and M-HT emits nothing either."""
-        prove(mht_count(u + I, L) == 0, under=[u == 1, L >= 1, I < 0])
+        prove(mht_count(u + i, L) == 0, under=[u == 1, L >= 1, i < 0])
 
     def test_below_0_some_current_separates_them(self) -> None:
         """d = 1 - u/L: the first IF step stays silent, so at most L - 1 fire, but u + I = L."""
-        silent, all_levels = if_count(u + d) == 0, mht_count(u + I, L) == L
-        prove(z3.And(silent, all_levels), under=[L > 1, u < 0, L * d == I, L - u == I])
+        silent, all_levels = if_count(u + d) == 0, mht_count(u + i, L) == L
+        prove(z3.And(silent, all_levels), under=[L > 1, u < 0, L * d == i, L - u == i])
 
     def test_above_theta_some_current_separates_them(self) -> None:
         """d = 1 - u: the first IF step fires, but u + I < 1."""
-        prove(z3.And(if_count(u + d) == 1, mht_count(u + I, L) == 0), under=[L > 1, u > 1, L * d == I, d == 1 - u])
+        prove(z3.And(if_count(u + d) == 1, mht_count(u + i, L) == 0), under=[L > 1, u > 1, L * d == i, d == 1 - u])
 
 
 @pytest.mark.statement(LEMMA, precondition=PAPER, how="necessity: z3 finds a counterexample, replayed in floats")

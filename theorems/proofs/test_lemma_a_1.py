@@ -17,7 +17,7 @@ LEMMA = "Lemma A.1"
 PAPER = "lambda = 1, v(0) in [0, theta), all I(t) in [0, L*theta)"
 
 L = z3.Int("L")
-v, I, leak, d = z3.Reals("v I leak d")
+v, i, leak, d = z3.Reals("v I leak d")
 
 
 def after(current: z3.ArithRef, levels: z3.ArithRef) -> z3.ArithRef:
@@ -28,8 +28,8 @@ def after(current: z3.ArithRef, levels: z3.ArithRef) -> z3.ArithRef:
 @pytest.mark.statement(LEMMA, precondition=PAPER, how="proved for all L, all T, all reals (z3, induction over steps)")
 class TestStep:
     def test_the_potential_stays(self) -> None:
-        now = after(I, L)
-        prove(z3.And(now >= 0, now < 1), under=[leak == 1, L >= 1, v >= 0, v < 1, I >= 0, I < L])
+        now = after(i, L)
+        prove(z3.And(now >= 0, now < 1), under=[leak == 1, L >= 1, v >= 0, v < 1, i >= 0, i < L])
 
     def test_so_does_the_if_neurons(self) -> None:
         now = v + d - if_count(v + d)
@@ -37,7 +37,7 @@ class TestStep:
 
     def test_planted_falsehood_is_refuted(self) -> None:
         """One level fewer does not keep it below theta."""
-        refute(after(I, L - 1) < 1, under=[leak == 1, L >= 2, v >= 0, v < 1, I >= 0, I < L])
+        refute(after(i, L - 1) < 1, under=[leak == 1, L >= 2, v >= 0, v < 1, i >= 0, i < L])
 
 
 @pytest.mark.statement(LEMMA, precondition=PAPER, how="cross-check: unrolled for every L*T <= 16, all reals (z3)")
@@ -57,17 +57,17 @@ def test_unrolled(levels: int, steps: int) -> None:
 )
 class TestHalves:
     def test_below_threshold(self) -> None:
-        prove(after(I, L) < 1, under=[L >= 1, v < 1, I < L, leak >= 0, leak <= 1])
+        prove(after(i, L) < 1, under=[L >= 1, v < 1, i < L, leak >= 0, leak <= 1])
 
     def test_not_negative(self) -> None:
-        prove(after(I, L) >= 0, under=[L >= 1, v >= 0, I >= 0, leak >= 0])
+        prove(after(i, L) >= 0, under=[L >= 1, v >= 0, i >= 0, leak >= 0])
 
 
 CONDITIONS = {
     "v(0) >= 0": v >= 0,
     "v(0) < theta": v < 1,
-    "I >= 0": I >= 0,
-    "I < L*theta": I < L,
+    "I >= 0": i >= 0,
+    "I < L*theta": i < L,
     "lambda >= 0": leak >= 0,
     "lambda <= 1": leak <= 1,
 }
@@ -82,8 +82,8 @@ def test_without_one_condition(
     kept = [condition for name, condition in CONDITIONS.items() if name != dropped]
     if not dropped.startswith("lambda"):
         kept.append(leak == 1)
-    now = after(I, L)
-    found = smallest_counterexample(z3.And(now >= 0, now < 1), [v, I, leak], under=[*kept, levels == L])
+    now = after(i, L)
+    found = smallest_counterexample(z3.And(now >= 0, now < 1), [v, i, leak], under=[*kept, levels == L])
     v0, current, lam = found
     _, potentials = impl.mht(
         torch.tensor([[float(current)]], dtype=torch.float64), levels=levels, theta=1.0, leak=float(lam), v0=float(v0)

@@ -20,14 +20,14 @@ PAPER = "lambda = 1, v(0) in [0, theta), all I(t) in [0, L*theta)"
 INDUCTION = "proved for all L, all T, all reals (z3, induction over windows)"
 
 L = z3.Int("L")
-v, I, leak, d = z3.Reals("v I leak d")
+v, i, leak, d = z3.Reals("v I leak d")
 
 
 @pytest.mark.statement(THEOREM, precondition=PAPER, how=INDUCTION)
 def test_next_window_starts_where_the_paper_asks() -> None:
     """Lemma A.1's step: the precondition of Lemma 4.1 holds again."""
-    now = v + I - mht_count(v + I, L)
-    prove(z3.And(now >= 0, now < 1), under=[L >= 1, v >= 0, v < 1, I >= 0, I < L])
+    now = v + i - mht_count(v + i, L)
+    prove(z3.And(now >= 0, now < 1), under=[L >= 1, v >= 0, v < 1, i >= 0, i < L])
 
 
 @pytest.mark.statement(
@@ -49,8 +49,8 @@ class TestRegionAChains:
         prove(leak * v < 1, under=[v < 1, leak >= 0, leak <= 1])
 
     def test_next_window(self) -> None:
-        m = leak * v + I
-        prove(leak * (m - mht_count(m, L)) < 1, under=[L >= 1, leak * v < 1, I < L, leak >= 0, leak <= 1])
+        m = leak * v + i
+        prove(leak * (m - mht_count(m, L)) < 1, under=[L >= 1, leak * v < 1, i < L, leak >= 0, leak <= 1])
 
     def test_planted_falsehood_is_refuted(self) -> None:
         """It does not chain for lambda > 1."""
@@ -65,12 +65,12 @@ class TestRegionBChains:
         prove(leak * v >= 0, under=[v >= 0, leak >= 0])
 
     def test_next_window(self) -> None:
-        m = leak * v + I
-        prove(leak * (m - mht_count(m, L)) >= 0, under=[L >= 1, leak * v >= 0, I >= 0, leak >= 0])
+        m = leak * v + i
+        prove(leak * (m - mht_count(m, L)) >= 0, under=[L >= 1, leak * v >= 0, i >= 0, leak >= 0])
 
     def test_planted_falsehood_is_refuted(self) -> None:
         """A negative current leaves region B."""
-        refute(v + I - mht_count(v + I, L) >= 0, under=[L >= 1, v >= 0])
+        refute(v + i - mht_count(v + i, L) >= 0, under=[L >= 1, v >= 0])
 
 
 def statement(levels: int, v0: Term, parts: Sequence[Term]) -> Term:
