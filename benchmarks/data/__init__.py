@@ -1,0 +1,44 @@
+"""Data sets of the tables and their stand-ins: `load` one by name, `loaders` for its batches, `DataError` if it cannot be."""
+
+from pathlib import Path
+
+from .base import Data, DataError, loaders
+from .small import digits, fashion_mnist
+
+__all__ = ["NAMES", "Data", "DataError", "load", "loaders"]
+
+NAMES = ("digits", "fashion-mnist")
+
+
+def load(
+    name: str,
+    *,
+    root: Path = Path("data"),
+    steps: int = 1,
+    augment: bool = True,
+    validation: float = 0.1,
+    seed: int = 0,
+    frames: str = "merged",
+    download: bool = False,
+) -> Data:
+    """The data set `name` with its recipe's normalisation and augmentation, and its fixed split.
+
+    Args:
+        root: the folder that holds the data sets (digits needs none).
+        steps: T; the number of frames of an event data set, without effect on images.
+        augment: whether the training images are augmented by the data set's recipe.
+        validation: the share of each training class that validates, un-augmented; 0 leaves `val` empty.
+        seed: of the validation split alone. It is no run's seed: the split is the same for every run.
+        frames: of an event data set, "merged" (T frames) or "averaged" (one frame, fed at every step).
+        download: let torchvision download Fashion-MNIST or CIFAR into `root`.
+
+    Raises:
+        DataError: the data are not there, or damaged.
+        ValueError: an unknown name or option.
+    """
+    match name:
+        case "digits":
+            return digits(validation, seed)
+        case "fashion-mnist":
+            return fashion_mnist(root, augment, validation, seed, download)
+    raise ValueError(f"unknown data set {name!r}: one of {', '.join(NAMES)}")

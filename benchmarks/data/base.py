@@ -1,0 +1,218 @@
+"""What every data set has in common: the record, the split, the digest, the seeded loaders, the two errors."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+Batch = tuple[Tensor, Tensor]
+
+
+class DataError(Exception):
+    """Data that are missing or damaged: one line with what, where, and the remedy."""
+
+    @classmethod
+    def missing(cls, name: str, path: Path | str, where: str) -> "DataError":
+        return cls(f"data set {name} not found at {path}; get it from {where}")
+
+    @classmethod
+    def damaged(
+        cls, name: str, path: Path | str, problem: str, remedy: str = "delete it and get it again"
+    ) -> "DataError":
+        return cls(f"data set {name} is damaged: {path}: {problem}; {remedy}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set with its fixed split. Items are (image, label): float32, normalised, [C, H, W], or [T, C, H, W] frames.
+
+    Only `train` is augmented. `digest` is a SHA-256 over the data and the split; `source` says where the data came from.
+    `batch_transform` acts on a training batch and may make labels soft ([N, classes] instead of [N]).
+    """
+
+    name: str
+    train: Dataset[Any]
+    val: Dataset[Any]
+    test: Dataset[Any]
+    classes: int
+    in_channels: int
+    size: int
+    frames: bool
+    digest: str
+    source: str
+    batch_transform: Callable[[Tensor, Tensor], Batch] | None = None
+
+
+def split(labels: Sequence[int] | np.ndarray, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Stratified split: sorted indices of the rest and of the part, which takes round(fraction * n) of each class's n.
+
+    The generator is MT19937 with NumPy's legacy seeding, whose stream NumPy promises never to change (NEP 19).
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"a split's fraction is in [0, 1), got {fraction}")
+    random, labels, part = np.random.RandomState(seed), np.asarray(labels), [np.empty(0, np.int64)]
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        part.append(members[: round(fraction * len(members))])
+    chosen = np.sort(np.concatenate(part))
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def digest(*parts: np.ndarray | str | bytes) -> str:
+    """SHA-256 over arrays (dtype, shape and bytes), strings and bytes, each with its length in front."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            part = np.ascontiguousarray(part)
+            sha.update(f"{part.dtype.str}{part.shape}".encode())
+            sha.update(part.data)
+        else:
+            raw = part.encode() if isinstance(part, str) else part
+            sha.update(f"{len(raw)}:".encode() + raw)
+    return sha.hexdigest()
+
+
+class Batches(Sampler[tuple[int, Tensor]]):
+    """Keys (seed of the batch, indices) of an epoch's batches: a function of (seed, epoch) alone, not of workers or time.
+
+    With `shuffle`, each pass over the sampler is the next epoch, and `set_epoch(k)` goes to epoch k. Of `world`
+    processes, `rank` takes every world-th index; a shuffled epoch is cut so that all take equally many.
+    """
+
+    def __init__(self, n: int, batch_size: int, *, seed: int, shuffle: bool, rank: int = 0, world: int = 1) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is at least 1, got {batch_size}")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank is in 0..world-1, got rank {rank} of world {world}")
+        self.n, self.batch_size, self.seed, self.shuffle, self.rank, self.world = (
+            n,
+            batch_size,
+            seed,
+            shuffle,
+            rank,
+            world,
+        )
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def _indices(self) -> int:
+        return self.n // self.world if self.shuffle else len(range(self.rank, self.n, self.world))
+
+    def __len__(self) -> int:
+        return -(-self._indices() // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        # SeedSequence mixes its entries, so that (seed, epoch) and (seed + 1, epoch - 1) have nothing in common
+        words = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1 + len(self) * self.world, np.uint64)
+        seeds = [int(word) >> 1 for word in words]
+        order = torch.arange(self.n)
+        if self.shuffle:
+            self.epoch += 1
+            order = torch.randperm(self.n, generator=torch.Generator().manual_seed(seeds[0]))
+        mine = order[self.rank :: self.world][: self._indices()]
+        for number, indices in enumerate(mine.split(self.batch_size) if len(mine) else ()):
+            yield seeds[1 + number * self.world + self.rank], indices
+
+
+class Collated(Dataset[Batch]):
+    """The data set indexed by a key of `Batches`: fetch, collate and transform a batch under the batch's own seed.
+
+    A data set in memory is asked for the batch at once, any other item by item.
+    """
+
+    def __init__(self, data: Dataset[Any], frames: bool, transform: Callable[[Tensor, Tensor], Batch] | None) -> None:
+        self.data, self.frames, self.transform = data, frames, transform
+
+    def __getitem__(self, key: tuple[int, Tensor]) -> Batch:
+        seed, indices = key
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if isinstance(self.data, InMemory):
+                images, labels = self.data.batch(indices)
+            else:
+                images, labels = default_collate([self.data[i] for i in indices.tolist()])
+            if self.frames:
+                images = images.transpose(0, 1)
+            return self.transform(images, labels) if self.transform else (images, labels)
+
+
+class InMemory(Dataset[tuple[Tensor, int]]):
+    """Images [N, C, H, W] of any dtype and labels [N] in memory; whole batches are augmented and normalised at once.
+
+    Args:
+        augment: of a raw batch; it draws from torch's global generator, which the loader seeds.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: float,
+        std: float,
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.images, self.labels, self.mean, self.std, self.augment = images, labels, mean, std, augment
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> Batch:
+        indices = indices.to(self.labels.device)
+        images = self.images[indices]
+        if self.augment:
+            images = self.augment(images)
+        return (images.float() - self.mean) / self.std, self.labels[indices]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} images")
+        images, labels = self.batch(torch.tensor([index]))
+        return images[0], int(labels[0])
+
+    def to(self, device: torch.device) -> "InMemory":
+        return InMemory(self.images.to(device), self.labels.to(device), self.mean, self.std, self.augment)
+
+
+def loaders(
+    data: Data,
+    batch_size: int,
+    *,
+    seed: int,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world: int = 1,
+) -> tuple[Iterable[Batch], Iterable[Batch], Iterable[Batch]]:
+    """Iterables over (images, labels) of train (shuffled, augmented), validation and test (in order).
+
+    Images are [N, C, H, W], frames [T, N, C, H, W], labels int64 [N], or [N, classes] after a batch transform. The
+    batches are a function of `seed` and the epoch alone: the same for any number of workers and on any device. Each
+    pass over the training loader is the next epoch; `train.sampler.set_epoch(k)` goes to epoch k (from 0).
+
+    Data sets in memory are kept on `device` and use no workers; others come from pinned host memory if `device` is a GPU.
+    Of `world` processes this one, `rank`, gets its part, in batches of `batch_size` each.
+    """
+    device = torch.device(device)
+
+    def loader(part: Dataset[Any], train: bool) -> DataLoader[Batch]:
+        in_memory = isinstance(part, InMemory)
+        if isinstance(part, InMemory):
+            part = part.to(device)
+        return DataLoader(
+            Collated(part, data.frames, data.batch_transform if train else None),
+            sampler=Batches(len(part), batch_size, seed=seed, shuffle=train, rank=rank, world=world),  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=0 if in_memory else workers,
+            pin_memory=device.type == "cuda" and not in_memory,
+            persistent_workers=workers > 0 and not in_memory,
+        )
+
+    return loader(data.train, True), loader(data.val, False), loader(data.test, False)
