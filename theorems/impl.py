@@ -68,14 +68,16 @@ class Loaded:
             self.target, self._impl = target, getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
             raise pytest.UsageError(f"--impl {target}: {error}") from error
-        if not any(callable(getattr(self._impl, method, None)) for method in METHODS):
+        if not any(self.provides(method) for method in METHODS):
             raise pytest.UsageError(f"--impl {target} provides none of {', '.join(METHODS)}")
         self.name = str(getattr(self._impl, "name", target))
+
+    def provides(self, method: str) -> bool:
+        return callable(getattr(self._impl, method, None))
 
     def __getattr__(self, method: str) -> Any:
         if method not in METHODS:
             raise AttributeError(method)
-        found = getattr(self._impl, method, None)
-        if found is None:
+        if not self.provides(method):
             pytest.skip(f"{method} not provided")
-        return found
+        return getattr(self._impl, method)

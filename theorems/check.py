@@ -1,0 +1,220 @@
+"""Calls of the implementation under test and comparisons whose failure can be pasted into a Python shell."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from theorems import oracle
+from theorems.impl import Loaded
+from theorems.strategies import Case, as_tensor
+
+
+def literal(value: object) -> str:
+    """Python source of an argument."""
+    if isinstance(value, Tensor):
+        grad = ", requires_grad=True" if value.requires_grad else ""
+        return f"torch.tensor({value.detach().tolist()}, dtype={value.dtype}{grad})"
+    return repr(value)
+
+
+class Call:
+    """One call of the contract: its result, and the source that repeats it."""
+
+    def __init__(self, impl: Loaded, method: str, x: Tensor, **arguments: Any) -> None:
+        self.target, self.method, self.x, self.arguments = impl.target, method, x, arguments
+        self.result = getattr(impl, method)(x, **arguments)
+
+    @property
+    def source(self) -> str:
+        arguments = ", ".join([literal(self.x), *(f"{key}={literal(value)}" for key, value in self.arguments.items())])
+        return (
+            f"import torch; from theorems import oracle
+from theorems.impl import Loaded\nprint(Loaded({self.target!r}).{self.method}({arguments}))"
+        )
+
+
+def mht(impl: Loaded, case: Case) -> Call:
+    return Call(
+        impl,
+        "mht",
+        case.tensor(),
+        levels=case.levels,
+        theta=float(case.theta),
+        leak=float(case.leak),
+        v0=case.v0_tensor,
+    )
+
+
+def integrate_and_fire(impl: Loaded, case: Case) -> Call:
+    """The case's L*T-step neuron of one level that gets ``I(t)/L`` (at L = 1: the case itself)."""
+    thin = [[current / case.levels for current in step] for step in case.currents for _ in range(case.levels)]
+    return Call(
+        impl, "integrate_and_fire", case.tensor(thin), theta=float(case.theta), leak=float(case.leak), v0=case.v0_tensor
+    )
+
+
+def lmht(impl: Loaded, case: Case, *, gradient: bool = False) -> Call:
+    assert case.omega is not None
+    return Call(
+        impl,
+        "lmht",
+        case.tensor().requires_grad_(gradient),
+        levels=case.levels,
+        theta=float(case.theta),
+        omega=as_tensor(case.omega, case.dtype).requires_grad_(gradient),
+        leak=torch.tensor(float(case.leak), dtype=case.dtype, requires_grad=gradient),
+        v0=case.v0_tensor,
+    )
+
+
+def rationals(values: Tensor) -> list[list[Fraction]]:
+    """``[T, ...]`` as ``[T][N]``, exactly; a value that is not finite fails the test."""
+    flat = values.detach().to(torch.float64).reshape(len(values), -1)
+    assert bool(torch.isfinite(flat).all()), f"not finite: {values}"
+    return [[Fraction(value) for value in step] for step in flat.tolist()]
+
+
+Trains = Sequence[Sequence[Fraction | int]]  # [N][T]
+
+
+def transposed(values: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    return [list(row) for row in zip(*values, strict=True)]
+
+
+def same(case: Case, claim: str, expected: Mapping[str, Trains], got: Mapping[str, Trains], *calls: Call) -> None:
+    """Fails unless ``expected[key] == got[key]`` for every key and neuron, and says everything about the first that differs."""
+    for key, trains in got.items():
+        assert len(trains) == len(expected[key]), (
+            f"{claim}: {key} for {len(trains)} neurons instead of {len(expected[key])}"
+        )
+    for neuron in range(len(case.v0)):
+        wrong = [key for key in got if list(expected[key][neuron]) != list(got[key][neuron])]
+        if wrong:
+            raise AssertionError(message(case, claim, neuron, wrong, expected, got, calls))
+
+
+def message(
+    case: Case,
+    claim: str,
+    neuron: int,
+    wrong: Sequence[str],
+    expected: Mapping[str, Trains],
+    got: Mapping[str, Trains],
+    calls: Sequence[Call],
+) -> str:
+    def line(name: str, value: object) -> str:
+        return f"  {name:<14}{value}"
+
+    def train(values: Sequence[Fraction | int]) -> str:
+        return "[" + ", ".join(str(value) for value in values) + "]"
+
+    lines = [
+        f"{claim}: {' and '.join(wrong)} wrong",
+        line("theta", case.theta),
+        line("L, T", f"{case.levels}, {case.steps}"),
+        line("leak", case.leak),
+        line("v(0)", case.v0[neuron]),
+        line("x" if case.omega else "currents", train(case.train(neuron))),
+        *([line("Omega", "; ".join(train(row) for row in case.omega))] if case.omega else []),
+        line("neuron, dtype", f"{neuron} of {len(case.v0)}, {case.dtype}"),
+    ]
+    for key in got:
+        lines.append(line(key, f"expected {train(expected[key][neuron])}"))
+        lines.append(line("", f"got      {train(got[key][neuron])}"))
+    return "\n".join([*lines, "reproduce:", *(call.source for call in calls)])
+
+
+def same_as_oracle(case: Case, claim: str, call: Call) -> None:
+    """Spikes and potentials of :func:`mht`, or of :func:`integrate_and_fire` at L = 1, equal the equations'."""
+    traces = case.traces()
+    spikes, v = (rationals(part) for part in call.result)
+    same(
+        case,
+        claim,
+        {"spikes": [trace.s for trace in traces], "v": [trace.v for trace in traces]},
+        {"spikes": transposed(spikes), "v": transposed(v)},
+        call,
+    )
+
+
+def rounding(case: Case, growth: Fraction = Fraction(1)) -> Fraction:
+    """Bound on the error of a potential: operations so far times half an ulp of the largest number that can occur.
+
+    A step of the neuron is at most 2*T + 4 operations (mixing, leak, current, reset), one of L one-level steps 5; ``leak^T``
+    (``growth`` at least) amplifies the early ones.
+    """
+    eps = Fraction(torch.finfo(case.dtype).eps)
+    weight = max((sum(abs(w) for w in row) for row in case.omega), default=Fraction(1)) if case.omega else Fraction(1)
+    largest = case.levels * case.theta + max(abs(v) for v in case.v0)
+    largest += max(weight, 1) * sum(max(abs(x) for x in step) for step in case.currents)
+    amplify = max(case.leak, growth) ** case.steps
+    return eps * case.steps * max(2 * case.steps + 4, 5 * case.levels) * largest * amplify**2
+
+
+def near_tie(m: Sequence[Fraction], levels: int, theta: Fraction, bound: Fraction) -> bool:
+    """Whether rounding could change a spike count."""
+    return any(abs(value - k * theta) <= bound for value in m for k in range(1, levels + 1))
+
+
+def within_rounding(case: Case, claim: str, call: Call) -> None:
+    """Spikes equal the equations' where no potential is within rounding of a tie; potentials and outputs up to rounding."""
+    traces, bound = case.traces(), rounding(case)
+    keep = [n for n, trace in enumerate(traces) if not near_tie(trace.m, case.levels, case.theta, bound)]
+    if isinstance(call.result, Tensor):
+        counts = transposed([[round(out / case.theta) for out in step] for step in rationals(call.result)])
+        errors = {
+            n: max(abs(out - s * case.theta) for out, s in zip(train, counts[n], strict=True))
+            for n, train in enumerate(transposed(rationals(call.result)))
+        }
+    else:
+        counts, v = (transposed(rationals(part)) for part in call.result)
+        errors = {n: max(abs(a - b) for a, b in zip(v[n], traces[n].v, strict=True)) for n in keep}
+    expected = {"spikes": [traces[n].s if n in keep else counts[n] for n in range(len(traces))]}
+    same(case, claim, expected, {"spikes": counts}, call)
+    for n in keep:
+        assert errors[n] <= bound, (
+            f"{claim}: off by {float(errors[n])}, rounding explains {float(bound)}\n{call.source}"
+        )
+
+
+@dataclass(frozen=True)
+class Both:
+    """M-HT over T steps beside the one-level neuron over L*T steps, which gets ``I(t)/L``: what Theorem 4.2 compares."""
+
+    calls: tuple[Call, ...]
+    spikes: Trains  # [N][T] of M-HT
+    windows: Trains  # [N][T], spikes of each window of L one-level steps
+    v: Trains  # [N][T]
+    v_ends: Trains  # [N][T], v_IF(L*t)
+
+    @property
+    def agree(self) -> bool:
+        return self.spikes == self.windows and self.v == self.v_ends
+
+    def assert_agree(self, case: Case, claim: str) -> None:
+        mht, one_level = {"spikes": self.spikes, "v": self.v}, {"spikes": self.windows, "v": self.v_ends}
+        same(case, f"{claim} (expected: M-HT, got: windows of the one-level neuron)", mht, one_level, *self.calls)
+
+
+def both(impl: Loaded, case: Case) -> Both:
+    """Asks the implementation; leak acts at every step, also of the one-level neuron."""
+    one, many = integrate_and_fire(impl, case), mht(impl, case)
+    train, potential = (transposed(rationals(part)) for part in one.result)
+    spikes, v = (transposed(rationals(part)) for part in many.result)
+    L = case.levels
+    windows = [[sum(s[t : t + L]) for t in range(0, len(s), L)] for s in train]
+    return Both((many, one), spikes, windows, v, [end[L - 1 :: L] for end in potential])
+
+
+def both_by_oracle(case: Case) -> Both:
+    many, one, L = case.traces(), [], case.levels
+    for neuron, v0 in enumerate(case.v0):
+        thin = oracle.spread(case.train(neuron), L)
+        one.append(oracle.integrate_and_fire(thin, theta=case.theta, leak=case.leak, v0=v0))
+    windows = [oracle.windows(trace.s, L) for trace in one]
+    ends = [list(trace.v[L - 1 :: L]) for trace in one]
+    return Both((), [list(trace.s) for trace in many], windows, [list(trace.v) for trace in many], ends)
