@@ -32,8 +32,7 @@ class Call:
     def source(self) -> str:
         arguments = ", ".join([literal(self.x), *(f"{key}={literal(value)}" for key, value in self.arguments.items())])
         return (
-            f"import torch; from theorems import oracle
-from theorems.impl import Loaded\nprint(Loaded({self.target!r}).{self.method}({arguments}))"
+            f"import torch; from theorems.impl import Loaded\nprint(Loaded({self.target!r}).{self.method}({arguments}))"
         )
 
 
