@@ -64,7 +64,7 @@ def reparameterize(network: Network) -> Network:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             assert module.running_mean is not None
             module.running_mean.div_(levels)
-            module.bias /= levels
+            module.bias.div_(levels)
         elif isinstance(module, Synapse):
             if name == last:
                 module.weight *= levels
@@ -72,7 +72,7 @@ def reparameterize(network: Network) -> Network:
             if name == first:
                 module.weight /= levels
             if module.bias is not None:
-                module.bias /= levels
+                module.bias.div_(levels)
 
     def one_level(neuron: nn.Module) -> nn.Module:
         assert isinstance(neuron, Neuron)

@@ -1,0 +1,1 @@
+"""The benchmark harness: spec row -> cell -> MLflow run -> tables, figures and verdicts in results/."""

@@ -1,0 +1,157 @@
+"""``python -m benchmarks list | run TABLE... | report``."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from benchmarks import spec
+from benchmarks.schedule import Job, jobs_of
+from benchmarks.schedule import run as run_jobs
+from benchmarks.store import Store, StoreError
+from benchmarks.train import Epoch, Result
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console()
+ProfileOption = Annotated[str, typer.Option(help="digits | fashion-mnist | paper")]
+TablesArgument = Annotated[list[str] | None, typer.Argument(help="tables; default: all")]
+
+
+def fail(error: Exception) -> typer.Exit:
+    Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+    return typer.Exit(1)
+
+
+def selection(tables: list[str] | None, rows: str | None = None) -> dict[str, list[spec.Row]]:
+    """Rows of the named tables, or of all that have a spec."""
+    names = tables or [t for t in spec.TABLES if (spec.HERE / "specs" / f"{t}.toml").exists()]
+    if rows and len(names) != 1:
+        raise spec.SpecError("--rows needs exactly one table, as in: run table1 --rows 1,3")
+    wanted = rows.split(",") if rows else None
+    return {name: spec.select_rows(name, spec.load_spec(name), wanted) for name in names}
+
+
+@app.command("list")
+def list_(tables: TablesArgument = None) -> None:
+    """Tables, their rows, and the ids that --rows takes."""
+    try:
+        for name, rows in selection(tables).items():
+            view = Table(
+                "row", "label", "architecture", "data set", title=spec.load_spec(name).title, title_justify="left"
+            )
+            for row in rows:
+                view.add_row(row.id, row.label, row.architecture, row.dataset)
+            console.print(view)
+    except spec.SpecError as error:
+        raise fail(error) from error
+
+
+@app.command()
+def run(
+    tables: TablesArgument = None,
+    profile: ProfileOption = "digits",
+    seeds: Annotated[int, typer.Option(min=1, help="seeds 42, 43, ...")] = 1,
+    device: Annotated[str, typer.Option(help="cpu | cuda | auto")] = "auto",
+    rows: Annotated[str | None, typer.Option(help="row ids of one table, comma-separated")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="seeds trained at once (Ray); default: CPU cores, 1 on a GPU")
+    ] = None,
+    data_root: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
+) -> None:
+    """Train and evaluate what the store does not hold yet; finished seeds are never trained again."""
+    quiet()
+    try:
+        chosen = spec.load_profile(profile)
+        device = resolve_device(device)
+        work = jobs_of(selection(tables, rows), chosen, seeds)
+        parallel = jobs or (1 if device != "cpu" else len(os.sched_getaffinity(0)))
+        store = Store(profile)
+        with Bars(len(work)) as bars:
+            failed = run_jobs(
+                work,
+                store,
+                root=data_root.resolve(),
+                device=device,
+                parallel=min(parallel, len(work)),
+                progress=bars.show,
+            )
+    except (spec.SpecError, StoreError) as error:
+        raise fail(error) from error
+    except KeyboardInterrupt:
+        raise fail(RuntimeError("interrupted; run the same command again to go on: finished seeds are kept")) from None
+    for reason in sorted(set(failed.values())):
+        cells = sum(r == reason for r in failed.values())
+        console.print(f"[yellow]not run[/yellow] ({cells} cells): {reason}", highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def resolve_device(device: str) -> str:
+    import torch
+
+    if device not in ("cpu", "cuda", "auto"):
+        raise spec.SpecError(f"unknown device {device!r}; known: cpu, cuda, auto")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise spec.SpecError("device cuda: torch sees no CUDA GPU here; use --device cpu")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+class Bars:
+    """One bar for all seeds, one for each that is being trained: epoch, images/s, remaining time."""
+
+    def __init__(self, total: int) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn())
+        self.bars = Progress(
+            *columns, TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(), console=console
+        )
+        self.all = self.bars.add_task("all seeds", total=total, rate="")
+        self.tasks: dict[tuple[str, int], TaskID] = {}
+        self.ended = 0
+
+    def __enter__(self) -> "Bars":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def show(self, job: Job, event: Epoch | Result | str) -> None:
+        title = f"{job.cell.name}, seed {job.seed}"
+        if isinstance(event, Epoch):
+            rate = f"{event.metrics['images_per_s']:.0f} images/s, test {event.metrics['test']:.1f} %"
+            if job.key not in self.tasks:
+                self.tasks[job.key] = self.bars.add_task(title, total=event.epochs, rate=rate)
+            self.bars.update(self.tasks[job.key], completed=event.epoch, rate=rate)
+            return
+        if job.key in self.tasks:
+            self.bars.remove_task(self.tasks.pop(job.key))
+        self.ended += 1
+        self.bars.update(self.all, completed=self.ended)
+        outcome = (
+            f"test {event.metrics['test/final']:.2f} %"
+            if isinstance(event, Result)
+            else f"[yellow]not run:[/yellow] {event}"
+        )
+        console.print(f"{title}: {outcome}", highlight=False, soft_wrap=True)
+
+
+def quiet() -> None:
+    """Libraries' start-up chatter would tear the progress bars apart; errors still show."""
+    for name in ("mlflow", "alembic", "lightning", "lightning.fabric", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")

@@ -1,0 +1,172 @@
+"""Which seeds of which cells still have to be trained, in which order, and training them: here, or spread by Ray."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import data
+from benchmarks.spec import Cell, Profile, Row, resolve
+from benchmarks.store import Store
+from benchmarks.train import Epoch, Result, TrainingError, run_cell
+
+FIRST_SEED = 42  # the paper's
+
+
+@dataclass(frozen=True)
+class Job:
+    """One seed of one cell, and the table in whose experiment it is logged."""
+
+    table: str
+    cell: Cell
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.cell.hash, self.seed
+
+    @property
+    def needs(self) -> tuple[str, int] | None:
+        return (self.cell.ann.hash, self.seed) if self.cell.ann else None
+
+
+Progress = Callable[[Job, Epoch | Result | str], None]
+
+
+def jobs_of(rows: dict[str, list[Row]], profile: Profile, seeds: int) -> list[Job]:
+    """All jobs behind some tables' rows, each once, upstream networks first, seed by seed so that one seed is whole early."""
+    jobs: dict[tuple[str, int], Job] = {}
+    for seed in range(FIRST_SEED, FIRST_SEED + seeds):
+        for table, table_rows in rows.items():
+            for row in table_rows:
+                cell = resolve(row, profile)
+                for needed in (cell.ann, cell):
+                    if needed:
+                        job = Job(table, needed, seed)
+                        jobs.setdefault(job.key, job)
+    return list(jobs.values())
+
+
+def run(jobs: list[Job], store: Store, *, root: Path, device: str, parallel: int, progress: Progress) -> dict[str, str]:
+    """Train what the store does not hold yet. A seed that fails does not stop the others.
+
+    Returns:
+        For each cell that could not be run, why (by cell hash).
+
+    Raises:
+        StoreError: the store stopped taking what is logged; finished seeds are in it.
+    """
+    done = store.seeds()
+    finished = {(row.cell, row.seed): row.run_id for row in done.itertuples()} if len(done) else {}
+    waiting = [job for job in jobs if job.key not in finished]
+    failed: dict[str, str] = {}
+    running: dict[Any, tuple[Job, str]] = {}
+    touched: dict[str, Job] = {}
+    with tempfile.TemporaryDirectory(prefix="lmht-") as scratch, workers(parallel, device) as pool:
+
+        def start(job: Job) -> None:
+            ann = None
+            if job.needs:
+                ann = store.checkpoint(finished[job.needs], fresh(Path(scratch), "ann", job))
+            run_id = store.open_seed(job.table, job.cell, job.seed, device)
+            out = fresh(Path(scratch), "out", job) / "checkpoint.pt"
+            events = pool.submit(job.cell, job.seed, root=root, device=device, out=out, ann=ann)
+            running[events] = job, run_id
+
+        while waiting or running:
+            for job in list(waiting):
+                missing = job.needs and job.needs not in finished
+                if missing and job.needs[0] in failed:  # type: ignore[index]
+                    waiting.remove(job)
+                    failed[job.cell.hash] = f"its quantised ANN was not run: {failed[job.needs[0]]}"  # type: ignore[index]
+                elif not missing and len(running) < parallel:
+                    waiting.remove(job)
+                    start(job)
+            if not running:
+                continue
+            events, event = pool.next_event(list(running))
+            job, run_id = running[events]
+            if isinstance(event, Epoch):
+                store.log_epoch(run_id, event)
+            else:
+                del running[events]
+                if isinstance(event, Result):
+                    store.finish(run_id, event)
+                    finished[job.key] = run_id
+                    touched[job.cell.hash] = job
+                else:
+                    store.fail(run_id, event)
+                    failed[job.cell.hash] = event
+            progress(job, event)
+        for job in touched.values():
+            store.close_cell(job.table, job.cell)
+    return failed
+
+
+def fresh(scratch: Path, kind: str, job: Job) -> Path:
+    folder = scratch / f"{kind}-{job.cell.hash}-{job.seed}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _events(cell: Cell, seed: int, **options: Any) -> Iterator[Epoch | Result | str]:
+    """What a worker sends: epochs, then the result, or the reason why there is none."""
+    try:
+        yield from run_cell(cell, seed, **options)
+    except (data.DataError, TrainingError) as error:
+        yield str(error)
+    except Exception as error:  # one broken cell must not lose the others; the reason is logged and shown
+        yield f"{type(error).__name__}: {error}"
+
+
+class Inline:
+    """Runs jobs one at a time in this process."""
+
+    def submit(self, cell: Cell, seed: int, **options: Any) -> Iterator[Epoch | Result | str]:
+        return _events(cell, seed, **options)
+
+    def next_event(self, running: list[Any]) -> tuple[Any, Epoch | Result | str]:
+        return running[0], next(running[0])
+
+
+class OnRay:
+    """Spreads jobs over Ray's workers: the cores of this machine, or the cluster named by ``RAY_ADDRESS``."""
+
+    def __init__(self, parallel: int, device: str) -> None:
+        import ray
+
+        self.ray = ray
+        if not ray.is_initialized():
+            here = os.environ.get("RAY_ADDRESS")
+            local: dict[str, Any] = {} if here else {"num_cpus": parallel, "include_dashboard": False}
+            ray.init(
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONWARNINGS": "ignore"}},
+                **local,
+            )
+        gpus = 0 if device == "cpu" else 1
+        self.remote = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming", max_retries=0)(_events)
+
+    def submit(self, cell: Cell, seed: int, **options: Any) -> Any:
+        return self.remote.remote(cell, seed, **options)
+
+    def next_event(self, running: list[Any]) -> tuple[Any, Epoch | Result | str]:
+        ready: Any = self.ray.wait(running, num_returns=1)[0][0]
+        return ready, self.ray.get(next(ready))
+
+
+@contextmanager
+def workers(parallel: int, device: str) -> Iterator[Inline | OnRay]:
+    if parallel == 1:
+        yield Inline()
+        return
+    pool = OnRay(parallel, device)
+    try:
+        yield pool
+    finally:
+        pool.ray.shutdown()

@@ -1,0 +1,227 @@
+"""Specs and profiles (TOML, strict) and how a table's row becomes a cell: config, seed-free, named by the hash of its content."""
+
+import hashlib
+import json
+import tomllib
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+HERE = Path(__file__).parent
+TABLES = ("table1", "table2", "table3", "table4", "table_s1")
+NeuronKind = Literal["relu", "qcfs", "if", "lif", "mht", "lmht"]
+Start = Literal["exact", "algorithm1"]
+
+
+class SpecError(Exception):
+    """A spec, profile, table or row that does not exist or does not parse; the message says which and what would do."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Recipe(Strict):
+    """How to train (SPEC section 7). ``epochs`` counts from scratch, or from the converted network when fine-tuning."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(gt=0)
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    epochs: int = Field(ge=1)
+    warmup_epochs: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    augment: bool = True
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+
+
+class NeuronSpec(Strict):
+    """One activation: kind, levels L (``Tq`` for qcfs) and steps T; theta is 2/L and v(0) = 0 in direct training (SPEC 5)."""
+
+    kind: NeuronKind
+    levels: int = Field(default=1, ge=1)
+    steps: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "NeuronSpec":
+        if self.kind in ("if", "lif") and self.levels != 1:
+            raise ValueError(f"a {self.kind} neuron has one level, got levels = {self.levels}")
+        if self.kind in ("relu", "qcfs") and self.steps != 1:
+            raise ValueError(f"{self.kind} is an ANN activation and has steps = 1, got {self.steps}")
+        return self
+
+
+class Row(Strict):
+    """One row of a spec file.
+
+    ``published`` are the lines (from 1) of the table's CSV that it stands beside. ``stage`` picks the numbers of a run that the
+    row reports: the network as trained; after reparameterisation; or the QCFS network converted to IF over ``steps`` steps.
+    """
+
+    id: str
+    published: list[int] = []
+    label: str
+    dataset: str
+    architecture: str
+    neuron: NeuronKind
+    levels: int = 1
+    steps: int = 1
+    stage: Literal["trained", "reparameterized", "converted"] = "trained"
+    tq: int | None = None
+    start: Start | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Row":
+        if (self.start is None) != (self.neuron != "lmht" or self.tq is None):
+            raise ValueError(f"row {self.id}: an lmht row fine-tuned from a QCFS network needs both tq and start")
+        if self.neuron == "qcfs" and self.tq is None:
+            raise ValueError(f"row {self.id}: a qcfs row needs tq")
+        return self
+
+
+class Spec(Strict):
+    """One table: what it shows and its rows."""
+
+    title: str
+    note: str = ""
+    published_columns: list[str]
+    row: list[Row]
+
+
+class RecipeBook(Strict):
+    """A base recipe and what single data sets (the paper's names) change in it."""
+
+    base: Recipe
+    dataset: dict[str, dict[str, Any]] = {}
+
+    def of(self, dataset: str) -> Recipe:
+        return Recipe(**(self.base.model_dump() | self.dataset.get(dataset, {})))
+
+
+class Profile(Strict):
+    """One way to run all tables: stand-in data sets, network widths, recipes."""
+
+    title: str
+    datasets: dict[str, str]
+    deviations: list[str] = []
+    networks: dict[str, dict[str, Any]] = {}
+    dataset_networks: dict[str, dict[str, Any]] = {}
+    qcfs_scale: float = Field(default=8.0, gt=0)
+    float64_checks: bool = True
+    threads: int | None = None
+    direct: RecipeBook
+    ann: RecipeBook
+    finetune: RecipeBook
+
+
+class Cell(Strict):
+    """Everything that decides a run's numbers but the seed. Two rows with equal content share one run."""
+
+    dataset: str
+    architecture: str
+    network: dict[str, Any]
+    neuron: NeuronSpec
+    recipe: Recipe
+    qcfs_scale: float
+    float64_checks: bool
+    threads: int | None
+    start: Start | None = None
+    ann: "Cell | None" = None
+
+    @cached_property
+    def hash(self) -> str:
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
+    def name(self) -> str:
+        neuron = self.neuron
+        shape = {"relu": "ReLU", "qcfs": f"QCFS Tq={neuron.levels}"}.get(
+            neuron.kind, f"{neuron.kind.upper()} L={neuron.levels} T={neuron.steps}"
+        )
+        origin = f" from QCFS Tq={self.ann.neuron.levels}, {self.start}" if self.ann else ""
+        return f"{self.architecture} {shape}{origin} on {self.dataset}"
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _read(path: Path, kind: type[_Model]) -> _Model:
+    try:
+        return kind(**tomllib.loads(path.read_text()))
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise SpecError(f"{path.name} is not valid: {error}") from error
+
+
+def profiles() -> list[str]:
+    return sorted(path.stem for path in (HERE / "profiles").glob("*.toml"))
+
+
+def load_profile(name: str) -> Profile:
+    if name not in profiles():
+        raise SpecError(f"unknown profile {name!r}; known: {', '.join(profiles())}")
+    return _read(HERE / "profiles" / f"{name}.toml", Profile)
+
+
+def published(table: str) -> pd.DataFrame:
+    """The paper's numbers as printed, one line a row, text kept as it is; blank where the paper prints a dash."""
+    return pd.read_csv(HERE / "published" / f"{table}.csv", dtype=str, keep_default_na=False)
+
+
+def load_spec(table: str) -> Spec:
+    if table not in TABLES:
+        raise SpecError(f"unknown table {table!r}; known: {', '.join(TABLES)}")
+    spec = _read(HERE / "specs" / f"{table}.toml", Spec)
+    ids = [row.id for row in spec.row]
+    if doubled := sorted({i for i in ids if ids.count(i) > 1}):
+        raise SpecError(f"{table}.toml: row id {doubled[0]!r} stands twice")
+    lines = len(published(table))
+    for row in spec.row:
+        if unknown := [line for line in row.published if not 1 <= line <= lines]:
+            raise SpecError(f"{table}.toml, row {row.id}: the paper's table has lines 1 to {lines}, not {unknown[0]}")
+    return spec
+
+
+def select_rows(table: str, spec: Spec, wanted: list[str] | None) -> list[Row]:
+    """The rows with the wanted ids, all for None."""
+    known = {row.id: row for row in spec.row}
+    if unknown := [i for i in wanted or [] if i not in known]:
+        raise SpecError(f"{table} has no row {unknown[0]!r}; its rows: {', '.join(known)}")
+    return [known[i] for i in wanted] if wanted is not None else spec.row
+
+
+def resolve(row: Row, profile: Profile) -> Cell:
+    """The cell that a row's numbers come from."""
+    if row.dataset not in profile.datasets:
+        raise SpecError(f"row {row.id}: the profile names no data set for {row.dataset!r}")
+    if row.stage == "converted" or row.neuron == "qcfs":
+        return _cell(row, profile, NeuronSpec(kind="qcfs", levels=row.tq or 1), profile.ann)
+    neuron = NeuronSpec(kind=row.neuron, levels=row.levels, steps=row.steps)
+    if row.tq is None:
+        return _cell(row, profile, neuron, profile.ann if row.neuron == "relu" else profile.direct)
+    ann = _cell(row, profile, NeuronSpec(kind="qcfs", levels=row.tq), profile.ann)
+    return _cell(row, profile, neuron, profile.finetune, start=row.start, ann=ann)
+
+
+def _cell(row: Row, profile: Profile, neuron: NeuronSpec, book: RecipeBook, **upstream: Any) -> Cell:
+    dataset = profile.datasets[row.dataset]
+    options = profile.networks.get(row.architecture, {}) | profile.dataset_networks.get(row.dataset, {})
+    return Cell(
+        dataset=dataset,
+        architecture=row.architecture,
+        network=options,
+        neuron=neuron,
+        recipe=book.of(row.dataset),
+        qcfs_scale=profile.qcfs_scale,
+        float64_checks=profile.float64_checks,
+        threads=profile.threads,
+        **upstream,
+    )

@@ -1,0 +1,206 @@
+"""Runs in MLflow: an experiment a table, a parent run a cell, a nested run a seed. The only module that writes to it."""
+
+import os
+import platform
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.utils.time import get_current_time_millis
+
+from benchmarks.spec import Cell
+from benchmarks.train import Epoch, Result
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+
+
+class StoreError(Exception):
+    """The tracking store can't be reached or written; the message names it and says what to do."""
+
+
+def tracking_uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn a failing store into one clear error; what earlier runs have logged stays in the store."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        full = "disk is full" in str(error) or getattr(error, "errno", None) == 28
+        remedy = "free some space" if full else "check MLFLOW_TRACKING_URI and that the store is up and writable"
+        raise StoreError(
+            f"tracking store {uri}: {first}; {remedy}, then run the same command again: finished seeds are kept"
+        ) from error
+
+
+def provenance() -> dict[str, str]:
+    """Commit, dirty flag, versions and host of this process, as tags."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "HEAD")
+    return {
+        "commit": commit or "unknown",
+        "dirty": str(bool(git("status", "--porcelain", "--", "lmht", "benchmarks"))).lower() if commit else "unknown",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} logical CPUs",
+    }
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested config as flat params: ``recipe.epochs``, ``ann.neuron.levels``."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[prefix + key] = str(value)
+    return flat
+
+
+class Store:
+    """Reads and writes runs of one profile.
+
+    Raises:
+        StoreError: from every method, when the store can't be reached or written.
+    """
+
+    def __init__(self, profile: str, uri: str | None = None) -> None:
+        self.profile, self.uri = profile, uri or tracking_uri()
+        with explained(self.uri):
+            if self.uri.startswith("http"):  # MLflow retries for minutes; ask once, quickly
+                with suppress(urllib.error.HTTPError):  # somebody answers; MLflow will say what is wrong
+                    urllib.request.urlopen(self.uri.rstrip("/") + "/health", timeout=5).close()
+            self.client = MlflowClient(self.uri)
+            self.client.search_experiments(max_results=1)
+
+    def seeds(self) -> pd.DataFrame:
+        """Finished seeds of the profile: one line a run with ``cell``, ``seed``, ``run_id``, tags ``tag.*`` and metrics."""
+        with explained(self.uri):
+            runs = self._search("tags.kind = 'seed' and attributes.status = 'FINISHED'")
+        return pd.DataFrame(
+            [
+                {
+                    "cell": run.data.tags["cell"],
+                    "seed": int(run.data.tags["seed"]),
+                    "run_id": run.info.run_id,
+                    "seconds": (run.info.end_time - run.info.start_time) / 1000,
+                    **{f"tag.{key}": value for key, value in run.data.tags.items() if not key.startswith("mlflow.")},
+                    **run.data.metrics,
+                }
+                for run in runs
+            ]
+        )
+
+    def history(self, run_id: str, metric: str) -> pd.Series:
+        """A metric of one run by epoch."""
+        with explained(self.uri):
+            points = self.client.get_metric_history(run_id, metric)
+        return pd.Series({point.step: point.value for point in points}, name=metric).sort_index()
+
+    def checkpoint(self, run_id: str, into: Path) -> Path:
+        """Fetch a seed's checkpoint into a folder."""
+        with explained(self.uri):
+            return Path(self.client.download_artifacts(run_id, "checkpoint.pt", str(into)))
+
+    def open_seed(self, table: str, cell: Cell, seed: int, device: str) -> str:
+        """Start a seed's run below its cell's parent run; runs that an interrupted process left open are closed as killed."""
+        with explained(self.uri):
+            experiment = self._experiment(table)
+            for stale in self._search(
+                f"tags.cell = '{cell.hash}' and tags.seed = '{seed}' and attributes.status = 'RUNNING'"
+            ):
+                self.client.set_terminated(stale.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+            parent = self._parent(experiment, cell)
+            tags = provenance() | {
+                "kind": "seed",
+                "cell": cell.hash,
+                "seed": str(seed),
+                "device": device,
+                "profile": self.profile,
+            }
+            tags |= {"mlflow.parentRunId": parent, "mlflow.runName": f"seed {seed}", "title": cell.name}
+            run_id = self.client.create_run(experiment, tags=tags).info.run_id
+            params = [Param(key, value) for key, value in (flatten(cell.model_dump()) | {"seed": str(seed)}).items()]
+            self.client.log_batch(run_id, params=params)
+        return run_id
+
+    def log_epoch(self, run_id: str, epoch: Epoch) -> None:
+        self._log(run_id, {f"epoch/{key}": value for key, value in epoch.metrics.items()}, epoch.epoch)
+
+    def finish(self, run_id: str, result: Result) -> None:
+        """Log the final metrics, data and checkpoint, and mark the seed finished: only then does it count as run."""
+        with explained(self.uri):
+            source = result.data
+            dataset = Dataset(source["name"], source["digest"][:36], "local", f'{{"uri": "{source["source"]}"}}')
+            self.client.log_inputs(
+                run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "train, val, test")])]
+            )
+            self.client.log_artifact(run_id, str(result.checkpoint))
+            self._log(run_id, result.metrics, 0)
+            self.client.set_tag(run_id, "data_digest", source["digest"])
+            self.client.set_terminated(run_id)
+
+    def fail(self, run_id: str, reason: str) -> None:
+        with explained(self.uri):
+            self.client.set_tag(run_id, "failed", reason[:5000])
+            self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
+
+    def close_cell(self, table: str, cell: Cell) -> None:
+        """Put the mean over all finished seeds on the parent run, so that the cell can be read in MLflow's own pages."""
+        frame = self.seeds()
+        with explained(self.uri):
+            parent = self._parent(self._experiment(table), cell)
+            mine = frame[frame["cell"] == cell.hash].select_dtypes("number").drop(columns=["seed"])
+            self._log(parent, {f"mean/{key}": value for key, value in mine.mean().dropna().items()}, len(mine))
+            self.client.set_terminated(parent)
+
+    def _experiment(self, table: str) -> str:
+        name = f"{self.profile}/{table}"
+        found = self.client.get_experiment_by_name(name)
+        return found.experiment_id if found else self.client.create_experiment(name)
+
+    def _parent(self, experiment: str, cell: Cell) -> str:
+        found = self._search(f"tags.kind = 'cell' and tags.cell = '{cell.hash}'")
+        if found:
+            return found[0].info.run_id
+        tags = {"kind": "cell", "cell": cell.hash, "profile": self.profile, "mlflow.runName": cell.name}
+        tags["mlflow.note.content"] = f"{cell.name}. Nested runs: one a seed. Cell {cell.hash}."
+        run_id = self.client.create_run(experiment, tags=tags).info.run_id
+        params = [Param(key, value) for key, value in flatten(cell.model_dump()).items()]
+        self.client.log_batch(run_id, params=params)
+        return run_id
+
+    def _search(self, query: str) -> list[Run]:
+        experiments = [
+            e.experiment_id for e in self.client.search_experiments(filter_string=f"name LIKE '{self.profile}/%'")
+        ]
+        runs: list[Run] = []
+        token: str | None = None
+        while experiments:
+            page = self.client.search_runs(experiments, query, ViewType.ACTIVE_ONLY, 1000, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                break
+        return runs
+
+    def _log(self, run_id: str, metrics: dict[str, float], step: int) -> None:
+        now = get_current_time_millis()
+        with explained(self.uri):
+            self.client.log_batch(run_id, [Metric(key, float(value), now, step) for key, value in metrics.items()])
