@@ -7,7 +7,16 @@ from .small import digits, fashion_mnist
 
 __all__ = ["NAMES", "Data", "DataError", "load", "loaders"]
 
-NAMES = ("digits", "fashion-mnist")
+NAMES = (
+    "digits",
+    "fashion-mnist",
+    "cifar10",
+    "cifar100",
+    "imagenet200",
+    "imagenet1k",
+    "imagenet100",
+    "cifar10-dvs",
+)
 
 
 def load(
@@ -41,4 +50,13 @@ def load(
             return digits(validation, seed)
         case "fashion-mnist":
             return fashion_mnist(root, augment, validation, seed, download)
+    from . import events, images  # torchvision takes seconds to import, and the small data sets do not need it
+
+    match name:
+        case "cifar10" | "cifar100":
+            return images.cifar(name, root, augment, validation, seed, download)
+        case "imagenet200" | "imagenet1k" | "imagenet100":
+            return images.imagenet(name, root, augment, validation, seed)
+        case "cifar10-dvs":
+            return events.cifar10_dvs(root, steps, augment, validation, seed, frames)
     raise ValueError(f"unknown data set {name!r}: one of {', '.join(NAMES)}")

@@ -1,7 +1,8 @@
 """What every data set has in common: the record, the split, the digest, the seeded loaders, the two errors."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,15 @@ class DataError(Exception):
         cls, name: str, path: Path | str, problem: str, remedy: str = "delete it and get it again"
     ) -> "DataError":
         return cls(f"data set {name} is damaged: {path}: {problem}; {remedy}")
+
+
+@contextmanager
+def downloading(name: str, folder: Path) -> Iterator[None]:
+    """Turns a download's errors into one."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"data set {name} not found at {folder}, and its download failed: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -134,13 +144,13 @@ class Collated(Dataset[Batch]):
     def __getitem__(self, key: tuple[int, Tensor]) -> Batch:
         seed, indices = key
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
             if isinstance(self.data, InMemory):
                 images, labels = self.data.batch(indices)
             else:
                 images, labels = default_collate([self.data[i] for i in indices.tolist()])
             if self.frames:
-                images = images.transpose(0, 1)
+                images = images.transpose(0, 1).contiguous()
             return self.transform(images, labels) if self.transform else (images, labels)
 
 
@@ -190,7 +200,7 @@ def loaders(
     device: torch.device | str = "cpu",
     rank: int = 0,
     world: int = 1,
-) -> tuple[Iterable[Batch], Iterable[Batch], Iterable[Batch]]:
+) -> tuple[DataLoader[Batch], DataLoader[Batch], DataLoader[Batch]]:
     """Iterables over (images, labels) of train (shuffled, augmented), validation and test (in order).
 
     Images are [N, C, H, W], frames [T, N, C, H, W], labels int64 [N], or [N, classes] after a batch transform. The

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Data, DataError, InMemory, digest, split
+from .base import Data, DataError, InMemory, digest, downloading, split
 
 DIGITS_MEAN, DIGITS_STD = 0.3053, 0.3760  # of the pixels / 16
 FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of the 60 000 training images / 255
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
-# The four IDX files, unpacked: size in bytes and MD5. The archives of the original and of Debian's package differ in
-# their gzip headers (Debian's keep neither name nor time), what they unpack to does not.
+# The four IDX files, unpacked: size in bytes and MD5. The gzip headers of the original archives and of Debian's package
+# differ (Debian's keep neither name nor time; put back, the archives have the MD5 that torchvision lists), the data do not.
 FASHION = {
     "train-images-idx3-ubyte": (47_040_016, "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
     "train-labels-idx1-ubyte": (60_008, "9018921c3c673c538a1fc5bad174d6f9"),
@@ -76,7 +76,8 @@ def fashion_mnist(root: Path, augment: bool, validation: float, seed: int, downl
     if download:
         from torchvision.datasets import FashionMNIST
 
-        FashionMNIST(root, download=True)
+        with downloading("fashion-mnist", folder):
+            FashionMNIST(root, download=True)
     elif not folder.is_dir() and DEBIAN.is_dir():
         folder = DEBIAN
     images, labels = _idx(folder, "train-images-idx3-ubyte", 28, 28), _idx(folder, "train-labels-idx1-ubyte")
@@ -106,7 +107,7 @@ def _idx(folder: Path, name: str, *shape: int) -> np.ndarray:
     path = next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
     if path is None:
         where = "torchvision (load with download=True) or Debian's package dataset-fashion-mnist"
-        raise DataError.missing("fashion-mnist", folder / f"{name}.gz", where)
+        raise DataError.missing("fashion-mnist", folder / f"{name}.gz" if folder.is_dir() else folder, where)
     raw, (size, md5) = path.read_bytes(), FASHION[name]
     if path.suffix == ".gz":
         try:
