@@ -217,3 +217,28 @@ def both_by_oracle(case: Case) -> Both:
     windows = [oracle.windows(trace.s, L) for trace in one]
     ends = [list(trace.v[L - 1 :: L]) for trace in one]
     return Both((), [list(trace.s) for trace in many], windows, [list(trace.v) for trace in many], ends)
+
+
+def replay(impl: Loaded, case: Case) -> str:
+    """A counterexample to Theorem 4.2 (i) on the implementation: it computes both sides right, and they differ."""
+    expected, found = both_by_oracle(case), both(impl, case)
+    for side in ("spikes", "windows", "v", "v_ends"):
+        same(case, "counterexample", {side: getattr(expected, side)}, {side: getattr(found, side)}, *found.calls)
+    assert found.spikes != found.windows, f"no counterexample: {case}"
+    spikes, windows = ([int(s) for s in train] for train in (*found.spikes, *found.windows))
+    return f"M-HT emits {spikes}, IF {windows} a window"
+
+
+def windowwise(impl: Loaded, case: Case) -> Both:
+    """As :func:`both`, but the leak acts between windows and not inside them (Theorem A.2)."""
+    many, L = mht(impl, case), case.levels
+    spikes, v = (transposed(rationals(part)) for part in many.result)
+    calls, windows, ends, potential = [many], [], [], case.v0_tensor
+    for current in case.tensor():
+        thin = (current / L).expand(L, *case.shape)
+        call = Call(impl, "integrate_and_fire", thin, theta=float(case.theta), v0=float(case.leak) * potential)
+        potential = call.result[1][-1]
+        calls.append(call)
+        windows.append([sum(train) for train in transposed(rationals(call.result[0]))])
+        ends += rationals(potential[None])
+    return Both(tuple(calls), spikes, transposed(windows), v, transposed(ends))

@@ -238,7 +238,7 @@ def quantised_cases(draw: st.DrawFn) -> Case:
 
 
 @st.composite
-def float_cases(draw: st.DrawFn, *, mixed: bool = False, uniform: bool = False) -> Case:
+def float_cases(draw: st.DrawFn, *, mixed: bool = False, uniform: bool = False, steps: Sequence[int] = UP_TO_8) -> Case:
     """Arbitrary floats, where rounding is real; with a T-GIM if ``mixed``. Float64 or float32, v(0) in [0, theta)."""
     dtype = draw(st.sampled_from((torch.float64, torch.float32)), label="dtype")
 
@@ -246,7 +246,7 @@ def float_cases(draw: st.DrawFn, *, mixed: bool = False, uniform: bool = False) 
         ends = (float(torch.tensor(end, dtype=dtype)) for end in (low, high))
         return st.floats(*ends, width=32 if dtype == torch.float32 else 64, allow_subnormal=False).map(Fraction)
 
-    L, T = (draw(st.sampled_from(UP_TO_8), label=name) for name in "LT")
+    L, T = (draw(st.sampled_from(values), label=name) for values, name in ((UP_TO_8, "L"), (steps, "T")))
     theta = draw(number(0.1, 4), label="theta")
     leak = Q(1) if uniform else draw(number(0.5, 1.5), label="leak")
     reach = 2 * L * float(theta)
