@@ -85,7 +85,10 @@ def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: b
 
 
 def initialise(network: nn.Module) -> None:
-    """He initialisation (fan-out) for convolutions; batch normalisation and linear layers keep torch's."""
+    """He initialisation: fan-out for convolutions, fan-in for linear layers (VGG-16's head has no normalisation to mend a
+    small start); biases and batch normalisation keep torch's."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
