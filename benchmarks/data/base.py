@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,15 @@ class DataError(Exception):
         return cls(f"data set {name} is damaged: {path}: {problem}; {remedy}")
 
 
+class Part(Dataset[tuple[Tensor, int]]):
+    """One part of a data set, map-style; `labels` [n] may be asked for without its images."""
+
+    labels: Tensor | np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
 @contextmanager
 def downloading(name: str, folder: Path) -> Iterator[None]:
     """Turns a download's errors into one."""
@@ -47,9 +55,9 @@ class Data:
     """
 
     name: str
-    train: Dataset[Any]
-    val: Dataset[Any]
-    test: Dataset[Any]
+    train: Part
+    val: Part
+    test: Part
     classes: int
     in_channels: int
     size: int
@@ -138,7 +146,7 @@ class Collated(Dataset[Batch]):
     A data set in memory is asked for the batch at once, any other item by item.
     """
 
-    def __init__(self, data: Dataset[Any], frames: bool, transform: Callable[[Tensor, Tensor], Batch] | None) -> None:
+    def __init__(self, data: Part, frames: bool, transform: Callable[[Tensor, Tensor], Batch] | None) -> None:
         self.data, self.frames, self.transform = data, frames, transform
 
     def __getitem__(self, key: tuple[int, Tensor]) -> Batch:
@@ -154,12 +162,14 @@ class Collated(Dataset[Batch]):
             return self.transform(images, labels) if self.transform else (images, labels)
 
 
-class InMemory(Dataset[tuple[Tensor, int]]):
+class InMemory(Part):
     """Images [N, C, H, W] of any dtype and labels [N] in memory; whole batches are augmented and normalised at once.
 
     Args:
         augment: of a raw batch; it draws from torch's global generator, which the loader seeds.
     """
+
+    labels: Tensor
 
     def __init__(
         self,
@@ -170,9 +180,6 @@ class InMemory(Dataset[tuple[Tensor, int]]):
         augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.images, self.labels, self.mean, self.std, self.augment = images, labels, mean, std, augment
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def batch(self, indices: Tensor) -> Batch:
         indices = indices.to(self.labels.device)
@@ -212,17 +219,18 @@ def loaders(
     """
     device = torch.device(device)
 
-    def loader(part: Dataset[Any], train: bool) -> DataLoader[Batch]:
+    def loader(part: Part, train: bool) -> DataLoader[Batch]:
         in_memory = isinstance(part, InMemory)
         if isinstance(part, InMemory):
             part = part.to(device)
         return DataLoader(
             Collated(part, data.frames, data.batch_transform if train else None),
-            sampler=Batches(len(part), batch_size, seed=seed, shuffle=train, rank=rank, world=world),  # type: ignore[arg-type]
+            sampler=Batches(len(part), batch_size, seed=seed, shuffle=train, rank=rank, world=world),
             batch_size=None,
             num_workers=0 if in_memory else workers,
             pin_memory=device.type == "cuda" and not in_memory,
             persistent_workers=workers > 0 and not in_memory,
+            generator=torch.Generator(),  # for the workers' base seed, else drawn from the global one
         )
 
     return loader(data.train, True), loader(data.val, False), loader(data.test, False)

@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader, make_dataset
 from torchvision.datasets.utils import check_integrity
 
-from .base import Data, DataError, digest, downloading, split
+from .base import Data, DataError, Part, digest, downloading, split
 from .transforms import batch_transform, recipe
 
 
-class Items(Dataset[tuple[Tensor, int]]):
+class Items(Part):
     """`read(i)` of the chosen indices i, transformed, with its label."""
 
     def __init__(
@@ -27,9 +26,6 @@ class Items(Dataset[tuple[Tensor, int]]):
         transform: Callable[[Any], Tensor],
     ) -> None:
         self.read, self.keys, self.labels, self.transform = read, keys, labels, transform
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(self.read(self.keys[index])), int(self.labels[index])

@@ -1,0 +1,654 @@
+"""Data sets, read from files that the tests write in the true on-disk formats; splits, digests, recipes and loaders."""
+
+import gzip
+import hashlib
+import itertools
+import pickle
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
+from torchvision.transforms.v2 import functional as TF
+
+from benchmarks.data import NAMES, DataError, events, images, load, loaders, small
+from benchmarks.data.base import Batches, InMemory, Part, digest, split
+from benchmarks.data.transforms import STATISTICS, Cutout, batch_transform, recipe, roll
+
+
+def batches(loader: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(x.clone(), y.clone()) for x, y in loader]
+
+
+def equal(a: list[tuple[torch.Tensor, torch.Tensor]], b: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+    return len(a) == len(b) and all(torch.equal(*p) for pair in zip(a, b, strict=True) for p in zip(*pair, strict=True))
+
+
+def labels_of(part: Part) -> list[int]:
+    return [int(label) for label in part.labels]
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+# --- writers of the true formats --------------------------------------------------------------------------------------
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    """IDX: zero, zero, type 8 (bytes), rank, big-endian sizes, data; gzipped if the name says so."""
+    raw = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+
+
+@pytest.fixture
+def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a small Fashion-MNIST in torchvision's layout and makes its sizes and MD5s the published ones."""
+
+    def write(suffix: str = ".gz", change: int = 0) -> Path:
+        random, raw, published = np.random.default_rng(0), tmp_path / "FashionMNIST" / "raw", {}
+        raw.mkdir(parents=True, exist_ok=True)
+        for part, n in ("train", 60), ("t10k", 20):
+            pictures = random.integers(0, 256, (n, 28, 28), np.uint8)
+            pictures[0, 0, 0] ^= change
+            files = {
+                f"{part}-images-idx3-ubyte": pictures,
+                f"{part}-labels-idx1-ubyte": np.arange(n, dtype=np.uint8) % 10,
+            }
+            for name, values in files.items():
+                write_idx(raw / name, values)
+                published[name] = ((raw / name).stat().st_size, md5(raw / name))
+                if suffix:
+                    (raw / name).unlink()
+                    write_idx(raw / f"{name}{suffix}", values)
+        monkeypatch.setattr(small, "FASHION", published)
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Writes a small CIFAR in its pickled batches and makes their MD5s the published ones."""
+
+    def write(name: str) -> Path:
+        kind, key, classes = {"cifar10": (CIFAR10, "labels", 10), "cifar100": (CIFAR100, "fine_labels", 100)}[name]
+        folder, random = tmp_path / kind.base_folder, np.random.default_rng(1)
+        folder.mkdir()
+        for which in "train_list", "test_list":
+            published = []
+            for file, _ in getattr(kind, which):
+                pixels = random.integers(0, 256, (2 * classes, 3072), np.uint8)
+                batch = {"data": pixels, key: [i % classes for i in range(2 * classes)], "batch_label": "a batch"}
+                (folder / file).write_bytes(pickle.dumps(batch, protocol=2))
+                published.append([file, md5(folder / file)])
+            monkeypatch.setattr(kind, which, published)
+        meta = folder / kind.meta["filename"]
+        meta.write_bytes(pickle.dumps({kind.meta["key"]: [str(i) for i in range(classes)]}, protocol=2))
+        monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5(meta)})
+        return tmp_path
+
+    return write
+
+
+def write_jpeg(path: Path, size: tuple[int, int], value: int, mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode == "L" else (value, value, value)).save(path, "JPEG")
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Tiny ImageNet's layout: train/WNID/images/*.JPEG with boxes beside them, and val/ with annotations; 3 classes."""
+    folder, wnids = tmp_path / "tiny-imagenet-200", ["n03", "n01", "n02"]
+    for wnid in wnids:
+        for i in range(10):  # one grey picture, as the real set has some
+            mode = "L" if i == 9 else "RGB"
+            write_jpeg(folder / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", (64, 64), 20 * i, mode)
+        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t63\t63\n")
+    lines = []
+    for i in range(6):
+        write_jpeg(folder / "val" / "images" / f"val_{i}.JPEG", (64, 64), 10 * i)
+        lines.append(f"val_{i}.JPEG\t{wnids[i % 3]}\t0\t0\t63\t63\n")
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    tree = replace(images.TREES["imagenet200"], classes=3, train_images=30, val_images=6)
+    monkeypatch.setitem(images.TREES, "imagenet200", tree)
+    return tmp_path
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torchvision's ImageNet layout: train/WNID and val/WNID; 4 classes, of which the subset uses 2."""
+    for wnid, value in ("n04", 200), ("n02", 60), ("n03", 130), ("n01", 0):
+        for i in range(5):
+            write_jpeg(tmp_path / "imagenet" / "train" / wnid / f"{wnid}_{i}.JPEG", (300 - 40 * i, 260), value)
+        for i in range(2):
+            write_jpeg(tmp_path / "imagenet" / "val" / wnid / f"ILSVRC2012_val_{i}.JPEG", (280, 400), value)
+    tree = replace(images.TREES["imagenet1k"], classes=4, train_images=20, val_images=8)
+    monkeypatch.setitem(images.TREES, "imagenet1k", tree)
+    monkeypatch.setitem(images.TREES, "imagenet100", replace(tree, used=2))
+    return tmp_path
+
+
+def write_aedat2(path: Path, t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray) -> None:
+    """AEDAT 2.0: comment lines, then big-endian (address, microseconds); a DVS128 address is y, x, polarity from bit 8 down."""
+    comments = b"#!AER-DAT2.0\r\n# This is a raw AE data file\r\n# Timestamps tick is 1 us\r\n# End of ASCII Header\r\n"
+    path.write_bytes(comments + np.stack([y << 8 | x << 1 | p, t], 1).astype(">u4").tobytes())
+
+
+def write_aedat4(path: Path, t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray) -> None:
+    """AEDAT 4.0, uncompressed: an IOHeader and one packet of events, both size-prefixed FlatBuffers laid out by hand."""
+    xml = (
+        b'<dv version="2.0"><node name="outInfo" path="/outInfo/"><node name="0" path="/outInfo/0/">'
+        b'<attr key="compression" type="string">NONE</attr><attr key="typeIdentifier" type="string">EVTS</attr>'
+        b'<node name="info" path="/outInfo/0/info/"><attr key="sizeX" type="int">128</attr>'
+        b'<attr key="sizeY" type="int">128</attr></node></node></node></dv>'
+    )
+    # root offset, identifier, vtable (its size, the table's, fields), table (vtable offset, field offsets), contents
+    header = struct.pack("<I4sHHHHH2xiII", 20, b"IOHE", 10, 8, 0, 0, 4, 12, 4, len(xml)) + xml + b"\0"
+    rows = np.zeros(len(t), np.dtype([("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("on", "?"), ("pad", "V3")]))
+    rows["t"], rows["x"], rows["y"], rows["on"] = t, x, y, p
+    packet = struct.pack("<I4sHHH2xiII", 16, b"EVTS", 6, 8, 4, 8, 4, len(t)) + rows.tobytes()
+    packet = struct.pack("<I", len(packet)) + packet
+    framed = struct.pack("<I", len(header)) + header + struct.pack("<II", 0, len(packet)) + packet
+    path.write_bytes(b"#!AER-DAT4.0\r\n" + framed)
+
+
+def recording(count: int, seed: int) -> tuple[np.ndarray, ...]:
+    random = np.random.default_rng(seed)
+    return np.arange(count) * 7, *random.integers(0, 128, (2, count)), random.integers(0, 2, count)
+
+
+@pytest.fixture
+def dvs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CIFAR10-DVS's layout with 10 recordings a class; recording i of class c has 100 (i + 1) + 10 c + 3 events."""
+    pytest.importorskip("tonic")
+    monkeypatch.setattr(events, "RECORDINGS", 10)
+    for c, label in enumerate(events.CLASSES):
+        (tmp_path / "CIFAR10DVS" / label).mkdir(parents=True)
+        for i in range(10):
+            path = tmp_path / "CIFAR10DVS" / label / f"cifar10_{label}_{i + 5}.aedat"
+            write_aedat2(path, *recording(100 * (i + 1) + 10 * c + 3, seed=10 * c + i))
+    return tmp_path
+
+
+# --- splits and digests -----------------------------------------------------------------------------------------------
+
+
+def test_a_split_is_stratified_complete_and_fixed() -> None:
+    labels = np.repeat([0, 1, 2], [50, 31, 9])
+    rest, part = split(labels, 0.1)
+    assert sorted([*rest, *part]) == list(range(90))
+    assert np.bincount(labels[part]).tolist() == [5, 3, 1]
+    assert np.array_equal(part, split(labels, 0.1)[1])
+    assert not np.array_equal(part, split(labels, 0.1, seed=1)[1])
+    assert len(split(labels, 0.0)[1]) == 0
+    with pytest.raises(ValueError, match=r"fraction is in \[0, 1\), got 1.0"):
+        split(labels, 1.0)
+
+
+def test_a_digest_tells_bytes_shapes_types_and_boundaries_apart() -> None:
+    array = np.arange(6, dtype=np.uint8)
+    changed = array.copy()
+    changed[3] ^= 1
+    variants = [
+        (array,),
+        (changed,),
+        (array.reshape(2, 3),),
+        (array.astype(np.int8),),
+        (array, array),
+        ("ab", "c"),
+        ("a", "bc"),
+    ]
+    assert len({digest(*parts) for parts in variants}) == len(variants)
+    assert digest(array, "x") == digest(array.copy(), "x")
+
+
+def test_digits() -> None:
+    data = load("digits")
+    assert (len(data.train), len(data.val), len(data.test)) == (1295, 143, 359)
+    assert (data.classes, data.in_channels, data.size, data.frames) == (10, 1, 8, False)
+    # pinned: neither the data nor the split may change from one version of anything to the next
+    assert data.digest == "dd98c44bf709b779bdd4c0c2ae617a00c1c2780374d88101670b5de10f518b81"
+    assert data.source == "scikit-learn load_digits"
+    assert isinstance(data.train, InMemory)
+    assert isinstance(data.val, InMemory)
+    image, label = data.train[0]
+    assert (image.shape, image.dtype, type(label)) == ((1, 8, 8), torch.float32, int)
+    pixels = torch.cat([part.batch(torch.arange(len(part)))[0] for part in (data.train, data.val)])
+    assert abs(float(pixels.mean())) < 1e-3
+    assert abs(float(pixels.std()) - 1) < 1e-3
+    with pytest.raises(IndexError, match="index 1295 of 1295"):
+        data.train[1295]
+
+
+def test_the_split_changes_the_digest_and_a_run_changes_neither() -> None:
+    digests = [load("digits").digest, load("digits", validation=0.2).digest, load("digits", seed=1).digest]
+    assert len(set(digests)) == 3
+    assert load("digits", steps=4, augment=False).digest == digests[0]
+    unvalidated = load("digits", validation=0.0)
+    assert (len(unvalidated.train), len(unvalidated.val)) == (1438, 0)
+    assert batches(loaders(unvalidated, 64, seed=0)[1]) == []
+
+
+# --- Fashion-MNIST ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".gz", ""])
+def test_fashion_mnist_from_torchvisions_layout(fashion: Callable[..., Path], suffix: str) -> None:
+    root = fashion(suffix)
+    data = load("fashion-mnist", root=root, augment=False, validation=0.5)
+    assert (len(data.train), len(data.val), len(data.test)) == (30, 30, 20)
+    assert np.bincount(labels_of(data.train)).tolist() == [3] * 10
+    reference = FashionMNIST(root, train=False) if not suffix else None
+    if reference is not None:  # torchvision itself reads the same
+        for i in range(20):
+            expected = (TF.to_image(reference[i][0]).float() / 255 - 0.2860) / 0.3530
+            torch.testing.assert_close(data.test[i][0], expected, rtol=0, atol=1e-6)
+            assert data.test[i][1] == reference[i][1]
+    assert data.source == str(root / "FashionMNIST" / "raw")
+    assert load("fashion-mnist", root=fashion(suffix, change=1), augment=False, validation=0.5).digest != data.digest
+
+
+@pytest.mark.skipif(not small.DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_the_real_fashion_mnist_from_debian(tmp_path: Path) -> None:
+    data = load("fashion-mnist", root=tmp_path)
+    assert (len(data.train), len(data.val), len(data.test)) == (54_000, 6_000, 10_000)
+    assert np.bincount(labels_of(data.val)).tolist() == [600] * 10
+    assert data.source == str(small.DEBIAN)
+    assert isinstance(data.test, InMemory)
+    pixels = data.test.images.double()
+    assert abs(float(pixels.mean()) / 255 - small.FASHION_MEAN) < 2e-3  # the constants are the training images'
+    assert abs(float(pixels.std()) / 255 - small.FASHION_STD) < 2e-3
+
+
+def test_a_truncated_fashion_mnist_file_is_one_clear_error(fashion: Callable[..., Path]) -> None:
+    path = fashion() / "FashionMNIST" / "raw" / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(
+        DataError, match=r"train-images.*\.gz: expected 47056 bytes unpacked, found \d+; delete it"
+    ) as error:
+        load("fashion-mnist", root=path.parents[2])
+    assert 0 < int(str(error.value).split("found ")[1].split(";")[0]) < 47_056
+    path.write_bytes(b"not a gzip file")
+    with pytest.raises(DataError, match=r"fashion-mnist is damaged: .*not a gzip file"):
+        load("fashion-mnist", root=path.parents[2])
+    path.unlink()
+    with pytest.raises(
+        DataError, match=r"data set fashion-mnist not found at .*train-images-idx3-ubyte\.gz; get it from"
+    ):
+        load("fashion-mnist", root=path.parents[2])
+
+
+def test_a_flipped_bit_of_fashion_mnist_is_found(fashion: Callable[..., Path]) -> None:
+    path = fashion("") / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte"
+    raw = bytearray(path.read_bytes())
+    raw[1000] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte: expected MD5 \w{32} unpacked, found \w{32}"):
+        load("fashion-mnist", root=path.parents[2])
+
+
+def test_a_failed_download_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any) -> None:
+        raise OSError("no route to host")
+
+    for kind in FashionMNIST, CIFAR10:
+        monkeypatch.setattr(kind, "download", fail)
+    for name in "fashion-mnist", "cifar10":
+        with pytest.raises(DataError, match=f"{name} not found at .*, and its download failed: no route to host"):
+            load(name, root=tmp_path, download=True)
+
+
+def test_crop_and_flip_gives_every_crop_and_mirror_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    picture = torch.randint(1, 256, (2, 5, 7), dtype=torch.uint8)
+    out = small.crop_and_flip(picture.expand(2000, 2, 5, 7), pad=1)
+    padded = torch.nn.functional.pad(picture, (1, 1, 1, 1))
+    crops = [padded[:, i : i + 5, j : j + 7] for i, j in itertools.product(range(3), range(3))]
+    wanted = {tuple(x.flatten().tolist()) for crop in crops for x in (crop, crop.flip(-1))}
+    assert {tuple(x.flatten().tolist()) for x in out} == wanted
+    assert len(wanted) == 18
+
+
+# --- loaders ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_batches(fashion: Callable[..., Path]) -> None:
+    data = load("fashion-mnist", root=fashion())
+    torch.manual_seed(3)
+    train = loaders(data, 16, seed=7)[0]
+    first, second = batches(train), batches(train)
+    torch.manual_seed(4)  # what else the program draws does not matter
+    again = loaders(data, 16, seed=7)[0]
+    assert equal(first, batches(again))
+    assert equal(second, batches(again))
+    assert not equal(first, second)
+    assert isinstance(again.sampler, Batches)
+    again.sampler.set_epoch(0)
+    assert equal(first, batches(again))
+    assert not equal(first, batches(loaders(data, 16, seed=8)[0]))
+    assert [len(y) for _, y in first] == [16, 16, 16, 2]
+    assert sorted(y for _, batch in first for y in batch.tolist()) == sorted(labels_of(data.train))
+    assert (first[0][0].shape, first[0][0].dtype, first[0][1].dtype) == ((16, 1, 28, 28), torch.float32, torch.int64)
+
+
+def test_loading_leaves_the_random_state_alone(fashion: Callable[..., Path]) -> None:
+    data = load("fashion-mnist", root=fashion())
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    # DataLoader itself draws one base seed an epoch for its workers, from the generator it is given
+    for loader in loaders(data, 16, seed=7):
+        batches(loader)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_validation_and_test_come_in_order_and_unaugmented(fashion: Callable[..., Path]) -> None:
+    data = load("fashion-mnist", root=fashion(), validation=0.5)
+    for part, loader in zip((data.val, data.test), loaders(data, 8, seed=0)[1:], strict=True):
+        first = batches(loader)
+        assert equal(first, batches(loader))
+        assert torch.equal(torch.cat([x for x, _ in first]), torch.stack([part[i][0] for i in range(len(part))]))
+
+
+def test_data_in_memory_are_never_read_image_by_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InMemory, "__getitem__", lambda *_: pytest.fail("an image was read on its own"))
+    assert sum(len(y) for loader in loaders(load("digits"), 64, seed=0) for _, y in loader) == 1797
+
+
+@pytest.mark.parametrize("n", [23, 24, 3])
+def test_processes_share_an_epoch(n: int) -> None:
+    for shuffle in True, False:
+        parts = [[i.tolist() for _, i in Batches(n, 4, seed=0, shuffle=shuffle, rank=r, world=3)] for r in range(3)]
+        assert [len(Batches(n, 4, seed=0, shuffle=shuffle, rank=r, world=3)) for r in range(3)] == [
+            len(p) for p in parts
+        ]
+        flat = [[i for batch in part for i in batch] for part in parts]
+        together = sorted(i for part in flat for i in part)
+        if shuffle:  # equally many steps each, and none twice
+            assert {len(part) for part in flat} == {n // 3}
+            assert len(set(together)) == len(together)
+        else:
+            assert together == list(range(n))
+    keys = [seed for r in range(3) for seed, _ in Batches(24, 4, seed=0, shuffle=True, rank=r, world=3)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_bad_loader_arguments() -> None:
+    with pytest.raises(ValueError, match="batch_size is at least 1, got 0"):
+        loaders(load("digits"), 0, seed=0)
+    with pytest.raises(ValueError, match="got rank 2 of world 2"):
+        loaders(load("digits"), 8, seed=0, rank=2, world=2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_sees_the_same_batches_and_keeps_its_random_state(fashion: Callable[..., Path]) -> None:
+    data = load("fashion-mnist", root=fashion())
+    state = torch.cuda.get_rng_state()
+    on_gpu = batches(loaders(data, 16, seed=7, device="cuda")[0])
+    assert on_gpu[0][0].is_cuda
+    assert torch.equal(state, torch.cuda.get_rng_state())
+    assert equal([(x.cpu(), y.cpu()) for x, y in on_gpu], batches(loaders(data, 16, seed=7)[0]))
+
+
+# --- CIFAR ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "n_train"), [("cifar10", 100), ("cifar100", 200)])
+def test_cifar_from_its_batches(cifar: Callable[[str], Path], name: str, n_train: int) -> None:
+    root = cifar(name)
+    data = load(name, root=root, augment=False, validation=0.5)
+    assert len(data.train) == len(data.val) == n_train // 2
+    assert (data.classes, data.in_channels, data.size) == (10 if name == "cifar10" else 100, 3, 32)
+    kind = CIFAR10 if name == "cifar10" else CIFAR100
+    mean, std = (torch.tensor(x)[:, None, None] for x in STATISTICS[name])
+    for i, (picture, label) in enumerate(kind(root, train=False)):
+        expected = (torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 - mean) / std
+        torch.testing.assert_close(data.test[i][0], expected, rtol=0, atol=1e-5)
+        assert data.test[i][1] == label
+    other = load(name, root=root, augment=False, validation=0.5, seed=1)
+    assert data.digest == load(name, root=root, validation=0.5).digest != other.digest
+
+
+def test_workers_change_nothing(cifar: Callable[[str], Path]) -> None:
+    data = load("cifar10", root=cifar("cifar10"))
+    alone = loaders(data, 16, seed=5)
+    helped = loaders(data, 16, seed=5, workers=2)
+    first = batches(alone[0])
+    assert equal(first, batches(helped[0]))
+    second = batches(alone[0])
+    assert equal(second, batches(helped[0]))
+    assert not equal(first, second)
+    assert equal(batches(alone[1]), batches(helped[1]))
+
+
+def test_damaged_cifar(cifar: Callable[[str], Path]) -> None:
+    root = cifar("cifar10")
+    path = root / "cifar-10-batches-py" / "data_batch_3"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(
+        DataError, match=r"cifar10 is damaged: .*data_batch_3: its MD5 is not the published one; delete it"
+    ):
+        load("cifar10", root=root)
+    path.unlink()
+    with pytest.raises(DataError, match="data_batch_3: not there"):
+        load("cifar10", root=root)
+
+
+# --- ImageNets --------------------------------------------------------------------------------------------------------
+
+
+def test_tiny_imagenet(tiny_imagenet: Path) -> None:
+    data = load("imagenet200", root=tiny_imagenet, augment=False)
+    assert (len(data.train), len(data.val), len(data.test), data.classes, data.size) == (27, 3, 6, 3, 64)
+    assert data.batch_transform is None
+    mean, std = (torch.tensor(x)[:, None, None] for x in STATISTICS["imagenet200"])
+    for i in range(
+        6
+    ):  # val_i is filled with 10 i; classes are n01, n02, n03 in sorted order, pictures n03, n01, n02, ...
+        expected = (torch.full((3, 64, 64), 10 * i / 255) - mean) / std
+        torch.testing.assert_close(data.test[i][0], expected, rtol=0, atol=0.03)  # JPEG
+    assert labels_of(data.test) == [2, 0, 1, 2, 0, 1]
+    assert {data.train[i][0].shape for i in range(27)} == {(3, 64, 64)}
+    augmented = load("imagenet200", root=tiny_imagenet)
+    assert augmented.digest == data.digest
+    x, y = next(iter(loaders(augmented, 8, seed=0)[0]))
+    assert (x.shape, y.dtype) == ((8, 3, 64, 64), torch.int64)
+    (tiny_imagenet / "tiny-imagenet-200/val/images/val_0.JPEG").write_bytes(b"other")
+    assert load("imagenet200", root=tiny_imagenet).digest != data.digest
+
+
+def test_damaged_tiny_imagenet(tiny_imagenet: Path) -> None:
+    folder = tiny_imagenet / "tiny-imagenet-200"
+    (folder / "val/images/val_3.JPEG").unlink()
+    with pytest.raises(DataError, match=r"val_3\.JPEG: not there"):
+        load("imagenet200", root=tiny_imagenet)
+    (folder / "train/n01/images/n01_0.JPEG").unlink()
+    with pytest.raises(DataError, match=r"imagenet200 is damaged: .*train: expected 30 training images, found 29"):
+        load("imagenet200", root=tiny_imagenet)
+    for path in (folder / "train/n01/images").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"classes without images.*n01"):
+        load("imagenet200", root=tiny_imagenet)
+
+
+def test_imagenet_and_its_subset(imagenet: Path) -> None:
+    data = load("imagenet1k", root=imagenet, validation=0.2)
+    assert (len(data.train), len(data.val), len(data.test), data.classes, data.size) == (16, 4, 8, 4, 224)
+    subset = load("imagenet100", root=imagenet, validation=0.2)
+    assert (len(subset.train), len(subset.val), len(subset.test), subset.classes) == (8, 2, 4, 2)
+    mean, std = (torch.tensor(x)[:, None, None] for x in STATISTICS["imagenet1k"])
+    for i, value in enumerate([0, 0, 60, 60]):  # the first WNIDs in sorted order are n01 (0) and n02 (60)
+        expected = (torch.full((3, 224, 224), value / 255) - mean) / std
+        torch.testing.assert_close(subset.test[i][0], expected, rtol=0, atol=0.03)
+    assert labels_of(subset.test) == [0, 0, 1, 1]
+    train, val, _ = loaders(data, 4, seed=0)
+    x, y = next(iter(train))
+    assert (x.shape, y.shape, y.dtype) == ((4, 3, 224, 224), (4, 4), torch.float32)
+    assert next(iter(val))[1].dtype == torch.int64
+    assert load("imagenet1k", root=imagenet, augment=False).batch_transform is None
+    (imagenet / "imagenet/val/n04/ILSVRC2012_val_0.JPEG").unlink()
+    with pytest.raises(DataError, match="expected 8 validation images, found 7"):
+        load("imagenet1k", root=imagenet)
+
+
+# --- CIFAR10-DVS ------------------------------------------------------------------------------------------------------
+
+
+def test_cifar10_dvs(dvs: Path) -> None:
+    data = load("cifar10-dvs", root=dvs, steps=10, augment=False)
+    # of each class's ten the first nine train or validate: number 14 tests, not "9", the last by name
+    assert (len(data.train), len(data.val), len(data.test)) == (80, 10, 10)
+    assert (data.classes, data.in_channels, data.size, data.frames) == (10, 2, 48, True)
+    assert labels_of(data.test) == list(range(10))
+    for c in range(10):
+        frames = data.test[c][0]
+        count = 1003 + 10 * c
+        assert frames.shape == (10, 2, 48, 48)
+        assert frames.sum((1, 2, 3)).tolist() == [count // 10] * 10  # ten bins of equally many events
+        _, x, y, p = recording(count, seed=10 * c + 9)
+        expected = torch.zeros(10, 2, 48, 48)
+        for k in range(count // 10 * 10):  # the camera's address is turned, mirrored and of the opposite polarity
+            expected[k // (count // 10), 1 - p[k], (127 - x[k]) * 48 // 128, (127 - y[k]) * 48 // 128] += 1
+        assert torch.equal(frames, expected)
+    images_, labels = next(iter(loaders(data, 4, seed=0)[2]))
+    assert (images_.shape, labels.tolist()) == ((10, 4, 2, 48, 48), [0, 1, 2, 3])
+    assert torch.equal(images_[:, 1], data.test[1][0])
+
+
+def test_frames_are_merged_evenly_or_averaged(dvs: Path) -> None:
+    every = load("cifar10-dvs", root=dvs, steps=10, augment=False).test[0][0]
+    four = load("cifar10-dvs", root=dvs, steps=4, augment=False).test[0][0]
+    groups = [every[0:3], every[3:6], every[6:8], every[8:10]]
+    torch.testing.assert_close(four, torch.stack([group.mean(0) for group in groups]), rtol=0, atol=1e-6)
+    averaged = load("cifar10-dvs", root=dvs, steps=4, augment=True, frames="averaged")
+    assert not averaged.frames
+    torch.testing.assert_close(averaged.test[0][0], every.mean(0), rtol=0, atol=1e-6)
+    assert next(iter(loaders(averaged, 4, seed=0)[0]))[0].shape == (4, 2, 48, 48)
+    with pytest.raises(ValueError, match="T is 1 to 10 for CIFAR10-DVS, which has 10 frames; got 11"):
+        load("cifar10-dvs", root=dvs, steps=11)
+    with pytest.raises(ValueError, match='"merged" or "averaged", got \'mean\''):
+        load("cifar10-dvs", root=dvs, frames="mean")
+
+
+def test_dvs_augmentation_and_workers(dvs: Path) -> None:
+    data = load("cifar10-dvs", root=dvs, steps=5)
+    first = batches(loaders(data, 16, seed=1)[0])
+    assert equal(first, batches(loaders(data, 16, seed=1, workers=2)[0]))
+    plain = load("cifar10-dvs", root=dvs, steps=5, augment=False)
+    assert not equal(first, batches(loaders(plain, 16, seed=1)[0]))
+
+
+def test_aedat4_gives_the_frames_of_the_events_it_holds(tmp_path: Path) -> None:
+    pytest.importorskip("tonic")
+    pytest.importorskip("aedat")
+    t, x, y, p = recording(230, seed=0)
+    write_aedat4(tmp_path / "a.aedat4", t, 127 - x, 127 - y, 1 - p)
+    write_aedat2(tmp_path / "a.aedat", t, y, x, p)  # the other format's address is turned and mirrored
+    assert np.array_equal(events.frames_of(tmp_path / "a.aedat4"), events.frames_of(tmp_path / "a.aedat"))
+    (tmp_path / "b.aedat4").write_bytes((tmp_path / "a.aedat4").read_bytes()[:900])
+    with pytest.raises(DataError, match=r"cifar10-dvs is damaged: .*b\.aedat4"):
+        events.frames_of(tmp_path / "b.aedat4")
+
+
+def test_damaged_dvs(dvs: Path) -> None:
+    path = dvs / "CIFAR10DVS" / "dog" / "cifar10_dog_7.aedat"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    with pytest.raises(DataError, match=r"cifar10_dog_7\.aedat: it ends inside an event; delete it and get it again"):
+        load("cifar10-dvs", root=dvs, steps=4)
+    path.write_bytes(whole[: -8 * 350])
+    with pytest.raises(DataError, match=r"cifar10_dog_7\.aedat: \d events, too few for 10 frames"):
+        load("cifar10-dvs", root=dvs, steps=4)
+    path.unlink()
+    with pytest.raises(DataError, match="expected 10 recordings, found 9; unpack it again"):
+        load("cifar10-dvs", root=dvs, steps=4)
+
+
+def test_other_recordings_are_binned_anew_and_digested_otherwise(dvs: Path) -> None:
+    before = load("cifar10-dvs", root=dvs, steps=10)
+    assert load("cifar10-dvs", root=dvs, steps=2).digest == before.digest
+    write_aedat2(dvs / "CIFAR10DVS" / "airplane" / "cifar10_airplane_14.aedat", *recording(700, seed=99))
+    after = load("cifar10-dvs", root=dvs, steps=10)
+    assert after.digest != before.digest
+    assert after.test[0][0].sum() == 700
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def test_cutout_erases_a_square_clipped_by_the_border() -> None:
+    torch.manual_seed(0)
+    image, sizes = torch.ones(3, 32, 20), set()
+    for _ in range(3000):
+        hole = Cutout(16)(image) == 0
+        assert torch.equal(hole[0], hole[1])
+        rows, columns = hole[0].any(1), hole[0].any(0)
+        assert torch.equal(hole[0], rows[:, None] & columns)  # a rectangle
+        assert all(int(line.diff().abs().sum()) <= 2 for line in (rows.int(), columns.int()))  # without gaps
+        sizes.add((int(rows.sum()), int(columns.sum())))
+    assert sizes == {(h, w) for h in range(8, 17) for w in range(8, 17)}
+    assert torch.equal(image, torch.ones(3, 32, 20))  # the input is left alone
+
+
+def test_roll_wraps_around() -> None:
+    torch.manual_seed(0)
+    frames = torch.arange(2 * 2 * 48 * 48.0).reshape(2, 2, 48, 48)
+    shifts = {tuple(np.argwhere(roll(frames)[0, 0].numpy() == 0)[0]) for _ in range(2000)}
+    assert shifts == {(i % 48, j % 48) for i in range(-5, 6) for j in range(-5, 6)}
+
+
+@pytest.mark.parametrize(("name", "side"), [("cifar10", 16), ("cifar100", 12)])
+def test_the_cifar_recipe_cuts_out_the_paper_s_square(name: str, side: int) -> None:
+    torch.manual_seed(0)
+    transform, most = recipe(name, True), 0
+    for _ in range(40):
+        out = transform(np.full((32, 32, 3), 128, np.uint8))
+        assert (out.shape, out.dtype) == ((3, 32, 32), torch.float32)
+        most = max(most, int((out == 0).all(0).sum()))
+    assert most == side**2
+
+
+def test_soft_labels_are_mixed_and_smoothed() -> None:
+    torch.manual_seed(0)
+    transform = batch_transform("imagenet1k", 5)
+    assert transform is not None
+    pixels, labels, mixed = torch.rand(8, 3, 16, 16), torch.arange(8) % 5, 0
+    for _ in range(50):
+        out, soft = transform(pixels, labels)
+        torch.testing.assert_close(soft.sum(1), torch.ones(8))
+        assert float(soft.min()) >= 0.1 / 5 - 1e-6
+        # lambda of an image, read from its label, is the share of the image that stayed (CutMix) or its weight (MixUp)
+        share = (soft[torch.arange(8), labels] - 0.02) / 0.9
+        mixed += int(0 < float(share.min()) < 1)
+        partner = labels.roll(1)
+        expected = 0.02 + 0.9 * (share[:, None] * torch.eye(5)[labels] + (1 - share)[:, None] * torch.eye(5)[partner])
+        torch.testing.assert_close(soft, expected)
+        assert out.shape == pixels.shape
+    assert mixed > 25
+    assert batch_transform("imagenet100", 100) is not None
+    assert all(batch_transform(name, 10) is None for name in ("cifar10", "imagenet200", "digits", "cifar10-dvs"))
+
+
+# --- what is not there ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "digits"])
+def test_missing_data_are_one_line_with_the_remedy(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small, "DEBIAN", tmp_path / "nothing")
+    with pytest.raises(
+        DataError, match=f"^data set {name} not found at {tmp_path}/[^;]+; get it from .{{10,}}$"
+    ) as error:
+        load(name, root=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_data_set() -> None:
+    with pytest.raises(ValueError, match="unknown data set 'mnist': one of digits, fashion-mnist"):
+        load("mnist")
