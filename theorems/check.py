@@ -28,6 +28,13 @@ class Call:
         self.target, self.method, self.x, self.arguments = impl.target, method, x, arguments
         self.result = getattr(impl, method)(x, **arguments)
 
+    def grad(self, name: str) -> Tensor:
+        """Gradient of ``x`` or of a named argument, after a backward pass."""
+        leaf = self.x if name == "x" else self.arguments[name]
+        assert leaf.grad is not None, f"no gradient of {name}\n{self.source}"
+        assert leaf.grad.shape == leaf.shape, f"gradient of {name} has shape {tuple(leaf.grad.shape)}\n{self.source}"
+        return leaf.grad
+
     @property
     def source(self) -> str:
         arguments = ", ".join([literal(self.x), *(f"{key}={literal(value)}" for key, value in self.arguments.items())])

@@ -22,6 +22,8 @@ from theorems.oracle import Q, Trace
 INSIDE, NEGATIVE, SATURATED, TIE, NEAR = REGIMES = ("inside", "negative", "saturated", "tie", "next to a tie")
 LEAKS = (Q(1), Q(1), Q(1, 2), Q(3, 4), Q(5, 4), Q(3, 2))
 NO_LEAK = (Q(1),)
+POWERS = (1, 2, 4, 8)  # also the T where 1/T is exact
+MULTIPLES = (*POWERS, 3, 5, 49, 41, 4096)  # of a unit, for theta; 41 and 49 punish m * (1/theta), which misses ties
 SHAPES = ((), (1,), (3,), (2, 2), (2, 1, 2))
 UP_TO_8 = range(1, 9)  # L and T
 
@@ -99,12 +101,12 @@ def as_tensor(values: Iterable, dtype: torch.dtype) -> Tensor:
 
 
 @st.composite
-def thresholds(draw: st.DrawFn, divisor: int = 1) -> tuple[Fraction, Fraction]:
+def thresholds(draw: st.DrawFn, divisor: int = 1, multiples: Sequence[int] = MULTIPLES) -> tuple[Fraction, Fraction]:
     """Threshold and the unit of all numbers of a case; theta is a multiple of ``divisor`` units.
 
     Coarse units make ties frequent; the finest one cannot be resolved by half precision.
     """
-    multiple = draw(st.sampled_from((1, 2, 4, 8, 3, 5, 6, 4096)))
+    multiple = draw(st.sampled_from(multiples))
     step = Q(2) ** -draw(st.integers(-1, 6))
     return multiple * divisor * step, step
 
@@ -121,7 +123,7 @@ def cases(
     uniform: bool = False,
     spread: bool = False,
     shapes: Sequence[tuple[int, ...]] = SHAPES,
-    keep: Callable[[Fraction, Fraction, Fraction], bool] | None = None,
+    keep: Callable[[Fraction, Fraction, Fraction, Fraction], bool] | None = None,
 ) -> Case:
     """M-HT neurons whose every step lies in a drawn regime of its own current or potential.
 
@@ -135,7 +137,8 @@ def cases(
         uniform: the same current at every step.
         spread: ``I(t)/L`` is dyadic too.
         shapes: shapes of one step to draw from.
-        keep: predicate on ``(u, I, L*theta)``, u the leaked potential; a current that fails it is replaced by 0 <= I < L*theta.
+        keep: predicate on ``(u, I, theta, L*theta)``, u the leaked potential; a current that fails it is replaced by one in
+            [0, L*theta).
     """
     L = draw(st.sampled_from(levels), label="L")
     T = draw(st.sampled_from(steps), label="T")
@@ -163,7 +166,7 @@ def cases(
                     SATURATED: (L * width, 3 * L * width),
                 }[regime]
                 current = grain * draw(st.integers(low, high), label="I")
-            if (spread and not is_dyadic(current / L)) or (keep and not keep(u, current, L * theta)):
+            if (spread and not is_dyadic(current / L)) or (keep and not keep(u, current, theta, L * theta)):
                 current = grain * draw(st.integers(0, L * width - 1), label="I")
             event(f"regime {regime}")
             train += [current] * (T if uniform else 1)
@@ -203,11 +206,12 @@ def mixed_cases(
     leaks: Sequence[Fraction] = LEAKS,
     omega: Callable[[int], Grid] | None = None,
     dtypes: Sequence[torch.dtype] = DTYPES,
+    multiples: Sequence[int] = MULTIPLES,
 ) -> Case:
     """LM-HT neurons (Eq. 7) with a dyadic T-GIM: arbitrary, so neither symmetric nor causal, or the given function of T."""
     L = draw(st.sampled_from(levels), label="L")
     T = draw(st.sampled_from(steps), label="T")
-    theta, step = draw(thresholds(), label="theta, unit")
+    theta, step = draw(thresholds(multiples=multiples), label="theta, unit")
     leak = draw(st.sampled_from(leaks), label="leak")
     shape = draw(st.sampled_from(SHAPES), label="shape")
     row = st.tuples(*[st.sampled_from(WEIGHTS)] * T)
@@ -222,7 +226,7 @@ def mixed_cases(
 
 
 @st.composite
-def quantised_cases(draw: st.DrawFn) -> Case:
+def quantised_cases(draw: st.DrawFn, dtypes: Sequence[torch.dtype] = DTYPES) -> Case:
     """QCFS: ``theta`` is the scale, ``levels`` is Tq, the currents ``[n][1]`` are n inputs in all regimes, often on a tie.
 
     Scale and Tq are powers of two, so that ``x * Tq / scale`` is exact in any order of evaluation.
@@ -233,7 +237,7 @@ def quantised_cases(draw: st.DrawFn) -> Case:
     reach = int(2 * scale / grain)
     integers = draw(st.lists(st.integers(-reach, reach), min_size=1, max_size=8), label="x")
     x = tuple((n * grain,) for n in integers)
-    exact = [dtype for dtype in DTYPES if all(fits(number * Tq + scale / 2, dtype) for (number,) in x)]
+    exact = [dtype for dtype in dtypes if all(fits(number * Tq + scale / 2, dtype) for (number,) in x)]
     return Case(Tq, scale, Q(1), (Q(0),), x, (), draw(st.sampled_from(exact), label="dtype"))
 
 

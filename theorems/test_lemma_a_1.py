@@ -26,7 +26,7 @@ def assert_stays(case: Case, call: check.Call, low: bool = True, high: bool = Tr
         )
 
 
-def in_range(u: Fraction, current: Fraction, top: Fraction) -> bool:
+def in_range(u: Fraction, current: Fraction, theta: Fraction, top: Fraction) -> bool:
     return 0 <= current < top
 
 
@@ -46,13 +46,13 @@ WEAKER = "v < theta: v(0) < theta, all I(t) < L*theta, 0 <= lambda <= 1; v >= 0:
 
 
 @pytest.mark.statement(LEMMA, precondition=WEAKER, how=EXACT)
-@given(cases(leaks=(Q(1), Q(1, 2), Q(3, 4), Q(0)), keep=lambda u, current, top: current < top))
+@given(cases(leaks=(Q(1), Q(1, 2), Q(3, 4), Q(0)), keep=lambda u, current, theta, top: current < top))
 def test_below_theta(impl: Loaded, case: Case) -> None:
     assert_stays(case, check.mht(impl, case), low=False)
 
 
 @pytest.mark.statement(LEMMA, precondition=WEAKER, how=EXACT)
-@given(cases(keep=lambda u, current, top: current >= 0))
+@given(cases(keep=lambda u, current, theta, top: current >= 0))
 def test_not_negative(impl: Loaded, case: Case) -> None:
     assert_stays(case, check.mht(impl, case), high=False)
 

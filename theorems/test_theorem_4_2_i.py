@@ -17,7 +17,7 @@ PAPER = "lambda = 1, v(0) in [0, theta), all I(t) in [0, L*theta)"
 EXACT = "exact cases, 4 dtypes"
 
 
-def in_range(u: Fraction, current: Fraction, top: Fraction) -> bool:
+def in_range(u: Fraction, current: Fraction, theta: Fraction, top: Fraction) -> bool:
     return 0 <= current < top
 
 
@@ -45,13 +45,13 @@ def test_any_start(impl: Loaded, case: Case) -> None:
 
 
 @pytest.mark.statement(THEOREM, precondition="v(0) < theta, all I(t) < L*theta, 0 <= lambda <= 1", how=EXACT)
-@given(cases(leaks=(Q(1), Q(1, 2), Q(3, 4), Q(0)), spread=True, keep=lambda u, current, top: current < top))
+@given(cases(leaks=(Q(1), Q(1, 2), Q(3, 4), Q(0)), spread=True, keep=lambda u, current, theta, top: current < top))
 def test_negative_currents(impl: Loaded, case: Case) -> None:
     check.windowwise(impl, case).assert_agree(case, THEOREM)
 
 
 @pytest.mark.statement(THEOREM, precondition="v(0) >= 0, all I(t) >= 0, lambda >= 0", how=EXACT)
-@given(cases(spread=True, keep=lambda u, current, top: current >= 0))
+@given(cases(spread=True, keep=lambda u, current, theta, top: current >= 0))
 def test_saturating_currents(impl: Loaded, case: Case) -> None:
     check.windowwise(impl, case).assert_agree(case, THEOREM)
 

@@ -55,7 +55,7 @@ def test_floats(impl: Loaded, case: Case) -> None:
 @pytest.mark.statement(
     THEOREM, precondition="lambda = 1, v(0) in [0, theta), all I(t) in [0, L*theta), uniform or not", how=EXACT
 )
-@given(cases(regimes=(INSIDE, TIE, NEAR), leaks=NO_LEAK, keep=lambda u, current, top: 0 <= current < top))
+@given(cases(regimes=(INSIDE, TIE, NEAR), leaks=NO_LEAK, keep=lambda u, current, theta, top: 0 <= current < top))
 def test_not_uniform_in_range(impl: Loaded, case: Case) -> None:
     """In the range of (i) the current needn't be uniform: the potential never leaves [0, theta), so nothing is lost."""
     call = check.mht(impl, case)
