@@ -139,6 +139,13 @@ def test_network_is_not_changed() -> None:
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
 
 
+def test_certifies_the_network_of_eval_mode() -> None:
+    """Running statistics, as the twin uses them, whatever mode the network is in."""
+    data = images()
+    net = network("VGG-13", lambda: LMHT(2, 2), data, steps=2, reach=0.4, largest_leak=1.5)
+    assert certify(net.train(), [data]) == certify(net.eval(), [data])
+
+
 def test_refuses_what_it_can_not_certify() -> None:
     data = images()
     with pytest.raises(ValueError, match=r"MaxPool2d.* not affine"):
