@@ -176,11 +176,11 @@ def check_theta(theta: float) -> None:
         raise ValueError(f"theta must be finite and > 0, got {theta!r}")
 
 
-def check_floating(x: Tensor) -> None:
+def check_floating(x: Tensor, values: bool = True) -> None:
     """Raise unless ``x`` is a floating-point tensor without NaN (skipped while a compiler traces: no values there)."""
     if not x.dtype.is_floating_point:
         raise ValueError(f"input must be a floating-point tensor, got {x.dtype}; convert it with .float()")
-    if not _symbolic(x) and bool(torch.isnan(x.detach().sum())) and (nan := int(torch.isnan(x).sum())):
+    if values and not _symbolic(x) and bool(torch.isnan(x.detach().sum())) and (nan := int(torch.isnan(x).sum())):
         raise ValueError(f"input holds {nan} NaN of {x.numel()} values; find the layer or the data it comes from")
 
 
@@ -192,8 +192,12 @@ def check_arguments(
     v0: float | Tensor,
     omega: Tensor | None = None,
     leak: float | Tensor = 1.0,
+    values: bool = True,
 ) -> None:
-    """Raise ValueError, naming value and remedy, unless the arguments fit together (see :func:`lmht`)."""
+    """Raise ValueError, naming value and remedy, unless the arguments fit together (see :func:`lmht`).
+
+    Looking for NaN reads the whole input once; ``values=False`` leaves that out.
+    """
     check_levels(levels)
     check_theta(theta)
     if x.dim() < 1 or len(x) < 1:
@@ -207,7 +211,7 @@ def check_arguments(
         raise ValueError(f"omega must be [T, T] with T = {steps} steps as in the input, got {tuple(omega.shape)}")
     if isinstance(leak, Tensor) and leak.shape not in ((), (steps,)):
         raise ValueError(f"leak must be a number or one value for each of {steps} steps, got shape {tuple(leak.shape)}")
-    check_floating(x)
+    check_floating(x, values)
 
 
 def _symbolic(x: Tensor) -> bool:

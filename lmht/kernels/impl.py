@@ -1,0 +1,58 @@
+"""What ``pytest theorems/ --impl lmht.kernels.impl:compiled`` tests: the fused operator behind the suite's contract."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmht import functional, kernels
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One backend, whatever the size of the input. The activation of the quantised ANN is no part of the operator."""
+
+    backend: str
+
+    @property
+    def name(self) -> str:
+        return f"lmht, {self.backend}"
+
+    def integrate_and_fire(
+        self, current: Tensor, *, theta: float, leak: float = 1.0, v0: float | Tensor = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        return self.mht(current, levels=1, theta=theta, leak=leak, v0=v0)
+
+    def mht(
+        self, current: Tensor, *, levels: int, theta: float, leak: float = 1.0, v0: float | Tensor = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Spikes as the operator emits them; potentials, which it never writes out, from the spikes."""
+        dtype = functional.compute_dtype(current)
+        with kernels.use_backend(self.backend):
+            out = kernels.mht(current, levels=levels, theta=theta, leak=leak, v0=v0)
+        spikes = out / theta
+        spikes = spikes + (spikes.round() - spikes).detach()  # the quotient may be off by its last digit
+        v, potentials = functional.initial_potential(current.to(dtype), v0), []
+        for x, s in zip(current.to(dtype), spikes.to(dtype), strict=True):
+            v = leak * v + x - s * theta
+            potentials.append(v)
+        return spikes, torch.stack(potentials).to(current.dtype)
+
+    def lmht(
+        self,
+        x: Tensor,
+        *,
+        levels: int,
+        theta: float,
+        omega: Tensor,
+        leak: float | Tensor,
+        v0: float | Tensor = 0.0,
+    ) -> Tensor:
+        with kernels.use_backend(self.backend):
+            return kernels.lmht(x, levels=levels, theta=theta, omega=omega, leak=leak, v0=v0)
+
+    qcfs = staticmethod(functional.qcfs)
+
+
+compiled = Fused("compiled")
+triton = Fused("triton")

@@ -1,0 +1,144 @@
+"""The operator ``lmht::fire``: registration, and what its backends share (memory layout, constants).
+
+    fire(x [T, ...], omega [T, T] or None, leak [] or [T], v0 [] or of one step, levels, theta, chain, backend) -> s(t) * theta
+
+Backends see ``x`` as ``[T, M]`` with dense rows. Only the inputs are saved for the backward pass, which recomputes the potentials.
+"""
+
+import functools
+import math
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmht.functional import compute_dtype
+
+
+def backend_module(name: str) -> ModuleType:
+    if name == "triton":
+        from lmht.kernels import gpu
+
+        return gpu
+    from lmht.kernels import compiled
+
+    return compiled
+
+
+@functools.lru_cache(maxsize=256)
+def constants(theta: float, levels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """theta, L, and the two ends of the surrogate window (Eq. 8), each rounded once, as the reference rounds them."""
+    with torch.inference_mode(False):
+        return torch.tensor([theta, levels, theta / 2, (levels + 0.5) * theta], dtype=dtype, device=device)
+
+
+def strides(x: Tensor) -> tuple[int, ...]:
+    """Of the output: time outermost, one step in the memory format of ``x``'s steps, dense."""
+    step = torch.empty_like(x[0], device="meta").stride()
+    return (math.prod(x.shape[1:]), *step)
+
+
+def rows(x: Tensor, layout: tuple[int, ...]) -> Tensor:
+    """``x`` as ``[T, M]`` in the given memory order of a step: a view, or a copy where the steps of ``x`` aren't dense in it."""
+    same = all(size == 1 or a == b for size, a, b in zip(x.shape[1:], x.stride()[1:], layout[1:], strict=True))
+    if not same:
+        x = x.new_empty_strided(x.shape, layout).copy_(x)
+    return x.detach().as_strided((len(x), math.prod(x.shape[1:])), (x.stride(0), 1))
+
+
+def prepared(
+    x: Tensor, omega: Tensor | None, leak: Tensor, v0: Tensor, levels: int, theta: float
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    """The arguments as the backends take them: matrices and vectors in the dtype that is computed in."""
+    dtype, layout = compute_dtype(x), strides(x)
+    omega = None if omega is None else omega.detach().to(dtype).contiguous()
+    leak = leak.detach().to(dtype).expand(len(x)).contiguous()
+    v0 = v0.detach().to(dtype)
+    v0 = rows(v0[None], layout)[0] if v0.dim() else v0
+    return rows(x, layout), omega, leak, v0, constants(theta, levels, dtype, x.device)
+
+
+@torch.library.custom_op("lmht::fire", mutates_args=())
+def fire(
+    x: Tensor, omega: Tensor | None, leak: Tensor, v0: Tensor, levels: int, theta: float, chain: bool, backend: str
+) -> Tensor:
+    if not x.numel():
+        return _like(x)
+    out = backend_module(backend).fire(*prepared(x, omega, leak, v0, levels, theta))
+    return out.as_strided(x.shape, strides(x))
+
+
+@torch.library.custom_op("lmht::fire_backward", mutates_args=())
+def fire_backward(
+    grad: Tensor,
+    x: Tensor,
+    omega: Tensor | None,
+    leak: Tensor,
+    v0: Tensor,
+    levels: int,
+    theta: float,
+    chain: bool,
+    backend: str,
+    parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, domega, dleak; the last two empty without ``parameters`` (nobody asks for them), domega also without Omega."""
+    if not x.numel():
+        dx, *parts = _gradients(x, omega, leak, parameters)
+        return dx, *(part.zero_() for part in parts)
+    layout = strides(x)
+    dx, domega, dleak = backend_module(backend).fire_backward(
+        rows(grad.to(x.dtype), layout), *prepared(x, omega, leak, v0, levels, theta), chain=chain, parameters=parameters
+    )
+    dx = dx.as_strided(x.shape, layout)
+    if not parameters:
+        return dx, x.new_empty(0), x.new_empty(0)
+    domega = x.new_empty(0) if omega is None else domega.to(omega.dtype)
+    return dx, domega, (dleak if leak.dim() else dleak.sum()).to(leak.dtype)
+
+
+def _like(x: Tensor) -> Tensor:
+    return x.new_empty_strided(x.shape, strides(x))
+
+
+def _gradients(x: Tensor, omega: Tensor | None, leak: Tensor, parameters: bool) -> tuple[Tensor, Tensor, Tensor]:
+    domega = torch.empty_like(omega) if parameters and omega is not None else x.new_empty(0)
+    return _like(x), domega, torch.empty_like(leak) if parameters else x.new_empty(0)
+
+
+@fire.register_fake
+def _(
+    x: Tensor, omega: Tensor | None, leak: Tensor, v0: Tensor, levels: int, theta: float, chain: bool, backend: str
+) -> Tensor:
+    return _like(x)
+
+
+@fire_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    omega: Tensor | None,
+    leak: Tensor,
+    v0: Tensor,
+    levels: int,
+    theta: float,
+    chain: bool,
+    backend: str,
+    parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(x, omega, leak, parameters)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.constants = inputs[4:]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, omega, leak, v0 = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    gradients = fire_backward(grad, x, omega, leak, v0, *ctx.constants, wanted[1] or wanted[2])
+    return *(g if want else None for g, want in zip(gradients, wanted, strict=False)), *(None,) * 5
+
+
+fire.register_autograd(_backward, setup_context=_setup)
