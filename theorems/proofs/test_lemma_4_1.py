@@ -31,7 +31,7 @@ def test_theta_is_1_without_loss_of_generality() -> None:
 @pytest.mark.statement(
     LEMMA,
     precondition="A: v(t-1) < theta and I < L*theta, or B: v(t-1) >= 0 and I >= 0",
-    how="proved for all L and all reals (z3), stronger than the paper's",
+    how="proved for all L and all reals (z3), weaker than the paper's",
 )
 @pytest.mark.parametrize("region", REGIONS)
 class TestInsideARegion:
