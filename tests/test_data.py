@@ -184,6 +184,7 @@ def test_a_split_is_stratified_complete_and_fixed() -> None:
     labels = np.repeat([0, 1, 2], [50, 31, 9])
     rest, part = split(labels, 0.1)
     assert sorted([*rest, *part]) == list(range(90))
+    assert all((np.diff(indices) > 0).all() for indices in (rest, part))
     assert np.bincount(labels[part]).tolist() == [5, 3, 1]
     assert np.array_equal(part, split(labels, 0.1)[1])
     assert not np.array_equal(part, split(labels, 0.1, seed=1)[1])

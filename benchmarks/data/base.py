@@ -108,15 +108,8 @@ class Batches(Sampler[tuple[int, Tensor]]):
             raise ValueError(f"batch_size is at least 1, got {batch_size}")
         if not 0 <= rank < world:
             raise ValueError(f"rank is in 0..world-1, got rank {rank} of world {world}")
-        self.n, self.batch_size, self.seed, self.shuffle, self.rank, self.world = (
-            n,
-            batch_size,
-            seed,
-            shuffle,
-            rank,
-            world,
-        )
-        self.epoch = 0
+        self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
+        self.rank, self.world, self.epoch = rank, world, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
