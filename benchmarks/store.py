@@ -1,5 +1,6 @@
 """Runs in MLflow: an experiment a table, a parent run a cell, a nested run a seed. The only module that writes to it."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -107,6 +108,24 @@ class Store:
             ]
         )
 
+    def failures(self) -> dict[str, str]:
+        """Why cells failed, by cell hash; of several failures the first to start."""
+        with explained(self.uri):
+            runs = self._search("tags.kind = 'seed' and attributes.status = 'FAILED'")
+        runs = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id), reverse=True)
+        return {run.data.tags["cell"]: run.data.tags.get("failed", "no reason logged") for run in runs}
+
+    def log_report(self, folder: Path) -> None:
+        """Keep what was generated from the store beside it: artifacts of the run ``report`` in experiment ``<profile>/report``."""
+        with explained(self.uri):
+            experiment = self._experiment("report")
+            found = self.client.search_runs([experiment], "tags.kind = 'report'")
+            tags = {"kind": "report", "profile": self.profile, "mlflow.runName": "report"}
+            tags["mlflow.note.content"] = "Tables, figures, verdicts and report.html, generated from this store."
+            run_id = found[0].info.run_id if found else self.client.create_run(experiment, tags=tags).info.run_id
+            self.client.log_artifacts(run_id, str(folder))
+            self.client.set_terminated(run_id)
+
     def history(self, run_id: str, metric: str) -> pd.Series:
         """A metric of one run by epoch."""
         with explained(self.uri):
@@ -154,6 +173,8 @@ class Store:
             self.client.log_artifact(run_id, str(result.checkpoint))
             self._log(run_id, result.metrics, 0)
             self.client.set_tag(run_id, "data_digest", source["digest"])
+            sha256 = hashlib.sha256(result.checkpoint.read_bytes()).hexdigest()
+            self.client.set_tag(run_id, "checkpoint_sha256", sha256)
             self.client.set_terminated(run_id)
 
     def fail(self, run_id: str, reason: str) -> None:
