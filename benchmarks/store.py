@@ -109,10 +109,10 @@ class Store:
         )
 
     def failures(self) -> dict[str, str]:
-        """Why cells failed, by cell hash; of several failures the first to start."""
+        """Why cells failed, by cell hash; of several failures the latest."""
         with explained(self.uri):
             runs = self._search("tags.kind = 'seed' and attributes.status = 'FAILED'")
-        runs = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id), reverse=True)
+        runs = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
         return {run.data.tags["cell"]: run.data.tags.get("failed", "no reason logged") for run in runs}
 
     def log_report(self, folder: Path) -> None:

@@ -138,14 +138,42 @@ def certify(network: Network, batches: Iterable[Tensor]) -> dict[str, LayerCerti
         raise ValueError(
             f"no certificate: {', '.join(found)} is not affine, so the twin differs in general; replace it"
         )
-    both = copy.deepcopy(network).eval()
-    replace_modules(both, Neuron, _WithTwin)
+    both = _with_twin(network)
     for batch in batches:
         both(torch.cat([batch, batch], 1 if network.frames else 0))
     layers = {name: module.found for name, module in both.named_modules() if isinstance(module, _WithTwin)}
     if not all(layer.windows for layer in layers.values()):
         raise ValueError("certify needs at least one batch with at least one sample")
     return layers
+
+
+@torch.no_grad()
+def foretell(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What the reparameterised twin will say of each image, without building it, followed as in :func:`certify`.
+
+    Args:
+        network: as for :func:`certify`; images: ``[N, C, H, W]`` or ``[T, N, C, H, W]``.
+
+    Returns:
+        The twin's time-mean logits ``[N, classes]``, and ``[N]`` whether all its spike sums equal the network's, which promises the
+        network's own prediction.
+
+    Raises:
+        ValueError: as :func:`certify`.
+    """
+    _levels_and_steps(network)
+    if found := non_affine(network):
+        raise ValueError(f"can't follow the twin: {', '.join(found)} is not affine; replace it")
+    both = _with_twin(network)
+    logits = both(torch.cat([images, images], 1 if network.frames else 0))
+    different = [module.different for module in both.modules() if isinstance(module, _WithTwin)]
+    return logits[len(logits) // 2 :], ~torch.stack(different).any(0)
+
+
+def _with_twin(network: Network) -> Network:
+    both = copy.deepcopy(network).eval()
+    replace_modules(both, Neuron, _WithTwin)
+    return both
 
 
 class _WithTwin(nn.Module):
@@ -155,6 +183,7 @@ class _WithTwin(nn.Module):
         super().__init__()
         assert isinstance(neuron, Neuron)
         self.neuron, self.found = neuron, LayerCertificate()
+        self.different = torch.zeros(0, dtype=torch.bool)  # of the last batch, by sample
 
     def forward(self, x: Tensor) -> Tensor:
         theta, levels, steps = self.neuron.theta, self.neuron.levels, self.neuron.steps
@@ -162,6 +191,7 @@ class _WithTwin(nn.Module):
         omega, leak = (part.to(x) for part in window_tgim(self.neuron))
         leaks = leak.expand(steps)
         v = v_hat = initial_potential(x, self.neuron.v0)
+        self.different = x.new_zeros(x.shape[1], dtype=torch.bool)
         outs = []
         for t in range(steps):
             u, v_hat = leaks[t] * v, leaks[t] * v_hat
@@ -181,6 +211,7 @@ class _WithTwin(nn.Module):
             self.found.windows += s.numel()
             self.found.outside += int((~inside).sum()) if levels > 1 else 0  # one level is its own twin
             self.found.spikes += int(s.sum(dtype=torch.float64))
+            self.different |= (s != s_hat).flatten(1).any(1)
             self.found.difference += int((s - s_hat).abs().sum(dtype=torch.float64))
             if s.numel():
                 margin = (m / theta - (m / theta).round().clamp(1, levels)).abs().min()
