@@ -111,6 +111,23 @@ def resolve_device(device: str) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+@app.command()
+def report(
+    profile: ProfileOption = "digits",
+    out: Annotated[Path, typer.Option(help="folder that gets one folder a profile")] = Path("results"),
+) -> None:
+    """Write tables, figures, verdicts and report.html from the store alone."""
+    quiet()
+    from benchmarks import report as reporting
+
+    try:
+        store = Store(profile)
+        reporting.write(store, out)
+    except (spec.SpecError, StoreError) as error:
+        raise fail(error) from error
+    console.print(f"written: {out / profile}", highlight=False)
+
+
 class Bars:
     """One bar for all seeds, one for each that is being trained: epoch, images/s, remaining time."""
 

@@ -1,0 +1,427 @@
+"""Tables from the store: per table a CSV with everything and a Markdown file for people. A pure function of the store."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy import stats  # type: ignore[import-untyped]  # scipy ships no types
+
+from benchmarks.spec import HERE, TABLES, Cell, Profile, Row, Spec, load_profile, load_spec, published, resolve
+from benchmarks.store import Store
+
+CONFIDENCE = 0.95
+NOT_OURS = "not run: published by others"
+Line = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the store holds for one profile.
+
+    Attributes:
+        seeds: one line a finished seed (:meth:`benchmarks.store.Store.seeds`), sorted by cell and seed.
+        failures: why cells have no finished seed, by cell hash.
+    """
+
+    name: str
+    profile: Profile
+    seeds: pd.DataFrame
+    failures: dict[str, str]
+
+    @classmethod
+    def of(cls, store: Store) -> "Results":
+        seeds = store.seeds()
+        if seeds.empty:
+            seeds = pd.DataFrame({"cell": [], "seed": [], "run_id": []})
+        seeds = seeds.sort_values(["cell", "seed", "run_id"]).drop_duplicates(["cell", "seed"]).set_index("seed")
+        return cls(store.profile, load_profile(store.profile), seeds, store.failures())
+
+    @cached_property
+    def by_cell(self) -> dict[str, pd.DataFrame]:
+        return {str(cell): lines for cell, lines in self.seeds.groupby("cell")}
+
+    def of_cell(self, cell: Cell) -> pd.DataFrame:
+        """Finished seeds of a cell, indexed by seed."""
+        return self.by_cell.get(cell.hash, self.seeds.iloc[:0])
+
+    def values(self, table: str, row: Row, measure: str) -> pd.Series:
+        """One measure of a row by seed, empty if it was not measured."""
+        metric, lines = measures(table, row).get(measure), self.of_cell(resolve(row, self.profile))
+        return lines[metric].dropna().astype(float) if metric in lines else pd.Series(dtype=float)
+
+    def why_not_run(self, cell: Cell) -> str:
+        """Why a cell has no finished seed."""
+        if cell.hash in self.failures:
+            return self.failures[cell.hash].replace(f"{HERE.parent}/", "")
+        if cell.ann and self.of_cell(cell.ann).empty and cell.ann.hash in self.failures:
+            return f"its quantised ANN was not run: {self.why_not_run(cell.ann)}"
+        return "no finished seed in the store"
+
+
+def measures(table: str, row: Row) -> dict[str, str]:
+    """What is reported of a row, and the metric of its cell's runs that it is.
+
+    Accuracies and shares in percent, SOPs in 1e9 an image, energy in mJ an image.
+    """
+    source = {"trained": "ops/", "reparameterized": "reparam/", "converted": f"if/T{row.steps}/"}[row.stage]
+    found = {"accuracy_pct": "test/final" if row.stage == "trained" else f"{source}accuracy"}
+    if row.stage == "trained":
+        found |= {"accuracy_at_best_validation_pct": "test/best_val", "accuracy_best_test_epoch_pct": "test/best"}
+    found |= {"sops_g": f"{source}sops_g", "energy_mj": f"{source}energy_mj"}
+    if row.stage == "trained":
+        found |= {"macs_g": "ops/macs_g", "energy_with_macs_mj": "ops/energy_with_macs_mj"}
+        if row.steps > 1:
+            found |= {f"prefix_t{t}_not_any_time_pct": f"prefix/t{t}" for t in range(1, row.steps + 1)}
+    if table == "table2":
+        found |= {"before_accuracy_pct": "test/final", "after_accuracy_pct": "reparam/accuracy"}
+        found |= {"before_sops_g": "ops/sops_g", "after_sops_g": "reparam/sops_g"}
+        found |= {"changed_pct": "reparam/changed_pct", "changed_float64_pct": "reparam/changed_float64_pct"}
+    if row.levels > 1 and row.tq is None:
+        found |= {
+            "certificate_accuracy_change_points": "certificate/accuracy_change",
+            "measured_accuracy_change_points": "certificate/measured_change",
+            "certified_images_pct": "certificate/promised_pct",
+            "certified_images_changed_pct": "certificate/broken_pct",
+        }
+    if table == "table4":
+        found["ann_accuracy_pct"] = "ann/accuracy" if row.start else "test/final"
+        if row.start:
+            found |= {
+                "before_finetuning_accuracy_pct": "before/accuracy",
+                "before_finetuning_agree_pct": "before/agree_pct",
+                "before_finetuning_agree_float64_pct": "before/agree_float64_pct",
+            }
+    return found
+
+
+def half_width(values: pd.Series) -> float:
+    """Half of the 95 % confidence interval of the mean, by the t distribution; NaN for fewer than two values."""
+    n = len(values)
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("nan")
+
+
+def number(value: float) -> str:
+    """Six significant digits, blank for NaN."""
+    return "" if pd.isna(value) else f"{value:.6g}"
+
+
+def joined(values: Iterable[Any]) -> str:
+    return "; ".join(str(value) for value in values)
+
+
+def summary(name: str, values: pd.Series) -> Line:
+    return {
+        f"{name}_mean": number(values.mean()) if len(values) else "",
+        f"{name}_sd": number(values.std(ddof=1)) if len(values) > 1 else "",
+        f"{name}_ci95": number(half_width(values)),
+        f"{name}_per_seed": joined(number(v) for v in values),
+    }
+
+
+def own_data(row: Row, cell: Cell) -> bool:
+    """Whether a cell runs on the very data set that the paper used."""
+
+    def plain(name: str) -> str:
+        return "".join(c for c in name.lower() if c.isalnum())
+
+    return plain(row.dataset) == plain(cell.dataset)
+
+
+def ours(table: str, row: Row, spec: Spec, paper: pd.DataFrame, results: Results) -> Line:
+    """The CSV line of one row of the spec."""
+    cell = resolve(row, results.profile)
+    lines = results.of_cell(cell)
+    values = {name: results.values(table, row, name) for name in measures(table, row)}
+    line = {
+        "row": row.id,
+        "label": row.label,
+        "architecture": row.architecture,
+        "paper_dataset": row.dataset,
+        "dataset_used": cell.dataset,
+        "neuron": row.neuron,
+        "L": str(row.levels),
+        "T": str(row.steps),
+        "Tq": str(row.tq or ""),
+        **{
+            f"published_{column}": " / ".join(paper[column].iloc[i - 1] for i in row.published)
+            for column in spec.published_columns
+        },
+        "status": f"not run: {results.why_not_run(cell)}" if lines.empty else "run",
+        "n": str(len(lines)),
+        "seeds": joined(lines.index),
+    }
+    for name, series in values.items():
+        line |= summary(name, series)
+    final = spec.published_columns[-1] if table == "table4" else "accuracy_pct"
+    if own_data(row, cell) and len(row.published) == 1 and len(values["accuracy_pct"]):
+        theirs = float(line[f"published_{final}"] or "nan")
+        line["ours_minus_published_points"] = number(values["accuracy_pct"].mean() - theirs)
+
+    def tag(name: str) -> str:
+        key = f"tag.{name}"
+        return joined(dict.fromkeys(lines[key].dropna())) if key in lines else ""
+
+    return line | {
+        "profile": results.name,
+        "deviations": joined(results.profile.deviations),
+        "config_hash": cell.hash,
+        "config": json.dumps(cell.model_dump(mode="json"), sort_keys=True),
+        "data_digest": tag("data_digest"),
+        "device": tag("device"),
+        "dtype": cell.recipe.precision,
+        "torch": tag("torch"),
+        "python": tag("python"),
+        "machine": tag("machine"),
+        "checkpoint_sha256_per_seed": joined(lines["tag.checkpoint_sha256"])
+        if "tag.checkpoint_sha256" in lines
+        else "",
+        # these three differ from run to run even where every number above is the same
+        "commit": tag("commit"),
+        "dirty": tag("dirty"),
+        "wall_s_per_seed": joined(f"{s:.1f}" for s in lines["seconds"]) if len(lines) else "",
+    }
+
+
+def theirs(table: str, spec: Spec, paper: pd.DataFrame, i: int, profile: str) -> Line:
+    """The CSV line of a row of the paper's table that we don't run."""
+    source = paper.iloc[i]
+    return {
+        "row": f"published-{i + 1}",
+        "label": source.get("method", ""),
+        "architecture": source["architecture"],
+        "paper_dataset": source.get("dataset", spec.row[0].dataset),
+        "neuron": source.get("neuron", ""),
+        "L": source.get("L", ""),
+        "T": source.get("T", source.get("T_total", "")),
+        "Tq": source.get("Tq", ""),
+        **{f"published_{column}": source[column] for column in spec.published_columns},
+        "status": NOT_OURS,
+        "n": "0",
+        "profile": profile,
+    }
+
+
+def table_frame(table: str, results: Results) -> pd.DataFrame:
+    """All lines of a table as text, by the paper's data sets; in each the rows published by others first."""
+    spec, paper = load_spec(table), published(table)
+    taken = {line - 1 for row in spec.row for line in row.published}
+    others = [theirs(table, spec, paper, i, results.name) for i in range(len(paper)) if i not in taken]
+    mine = [ours(table, row, spec, paper, results) for row in spec.row]
+    order = list(dict.fromkeys(row.dataset for row in spec.row))
+    lines = sorted(others + mine, key=lambda line: order.index(line["paper_dataset"]))  # stable
+    longest = sorted(mine, key=len)[-1]
+    columns = list(dict.fromkeys([*longest, *(key for line in mine for key in line)]))
+    last = columns.index("profile")
+    late = [c for c in columns if c not in longest]  # measures that only some rows have: before the provenance
+    columns = [c for c in columns[:last] if c not in late] + late + [c for c in columns[last:] if c not in late]
+    return pd.DataFrame(lines, columns=columns).fillna("")
+
+
+# What people see of a table -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One place of a table as people see it; ``order`` is what to sort by where the text won't do."""
+
+    text: str
+    order: float | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """A table as people see it."""
+
+    table: str
+    title: str
+    notes: list[str]
+    columns: list[str]
+    numeric: list[bool]
+    lines: list[list[Shown]]
+    kinds: list[str]  # "ours", "not run" or "published", a line
+
+
+def percent(line: Line, name: str, digits: int = 2) -> Shown:
+    """Mean ± 95 % CI of a measure in percent or points."""
+    if not line.get(f"{name}_mean"):
+        return Shown("")
+    mean, ci = float(line[f"{name}_mean"]), line[f"{name}_ci95"]
+    return Shown(f"{mean:.{digits}f}" + (f" ± {float(ci):.{digits}f}" if ci else ""), mean)
+
+
+def scaled(value: str, units: tuple[tuple[float, str], ...]) -> Shown:
+    """A number with the largest unit that leaves at least one digit before the point."""
+    if not value:
+        return Shown("")
+    amount = float(value)
+    factor, unit = next((u for u in units if abs(amount) >= u[0]), units[-1])
+    return Shown(f"{amount / factor:.3g} {unit}" if amount else "0", amount)
+
+
+def operations(line: Line, name: str = "sops_g") -> Shown:
+    return scaled(line.get(f"{name}_mean", ""), ((1, "G"), (1e-3, "M"), (1e-6, "k")))
+
+
+def energy(line: Line) -> Shown:
+    return scaled(line.get("energy_mj_mean", ""), ((1, "mJ"), (1e-3, "µJ"), (1e-6, "nJ")))
+
+
+def plain(line: Line, name: str) -> Shown:
+    text = line.get(name, "")
+    try:
+        return Shown(text, float(text))
+    except ValueError:
+        return Shown(text)
+
+
+def result(line: Line) -> Shown:
+    """Our final-epoch accuracy, or why there is none."""
+    if line["status"] == NOT_OURS:
+        return Shown("–")
+    return percent(line, "accuracy_pct") if line["status"] == "run" else Shown(line["status"])
+
+
+Column = tuple[str, Callable[[Line], Shown]]
+
+
+def text(header: str, name: str) -> Column:
+    return header, lambda line: plain(line, name)
+
+
+def share(header: str, name: str) -> Column:
+    return header, lambda line: percent(line, name)
+
+
+def view_columns(table: str) -> list[Column]:
+    network = text("network", "architecture")
+    shape = [text("L", "L"), text("T", "T")]
+    paper = text("paper: accuracy %", "published_accuracy_pct")
+    final: Column = "ours: accuracy %", result
+    seeds: Column = "seeds", lambda line: plain(line, "n") if line["n"] != "0" else Shown("")
+    others = [share("at best validation", "accuracy_at_best_validation_pct")]
+    others += [share("best test epoch", "accuracy_best_test_epoch_pct")]
+    cost: list[Column] = [("ours: SOPs", operations), ("ours: energy", energy)]
+    match table:
+        case "table1":
+            published_cost = [
+                text("paper: SOPs, G", "published_sops_g"),
+                text("paper: energy, mJ", "published_energy_mj"),
+            ]
+            return [text("neuron", "label"), network, paper, *published_cost, final, *others, *cost, seeds]
+        case "table2":
+            published_cost = [text("paper: SOPs, G", "published_sops_g")]
+            changed = [share("predictions changed %", "changed_pct"), share("in float64 %", "changed_float64_pct")]
+            return [text("stage", "label"), network, paper, *published_cost, final, *cost, *changed, seeds]
+        case "table4":
+            return [
+                text("method", "label"),
+                network,
+                text("paper: ANN %", "published_ann_accuracy_pct"),
+                text("paper: SNN %", "published_snn_accuracy_pct"),
+                share("ours: ANN %", "ann_accuracy_pct"),
+                share("before fine-tuning %", "before_finetuning_accuracy_pct"),
+                share("agrees with ANN %", "before_finetuning_agree_pct"),
+                share("in float64 %", "before_finetuning_agree_float64_pct"),
+                ("ours: SNN %", result),
+                cost[0],
+                seeds,
+            ]
+        case "table_s1":
+            shape = [text("L·T", "steps_total")]
+    method = text("method", "label")
+    return [
+        text("the paper's data set", "paper_dataset"),
+        method,
+        network,
+        *shape,
+        paper,
+        final,
+        *others,
+        cost[0],
+        seeds,
+    ]
+
+
+def view(table: str, frame: pd.DataFrame, results: Results) -> View:
+    """What people see of a table; columns that no line fills are left out."""
+    spec = load_spec(table)
+    lines: list[Line] = frame.to_dict("records")
+    for line in lines:
+        total = line["status"] == NOT_OURS or not line["L"]
+        line["steps_total"] = line["T"] if total else str(int(line["L"]) * int(line["T"]))
+        if line["neuron"] in ("relu", "qcfs"):
+            line["L"] = line["T"] = line["steps_total"] = ""
+        elif table == "table4" and line["status"] == NOT_OURS:
+            line["label"] += f" T={line['T']}"
+    columns = [(header, [show(line) for line in lines]) for header, show in view_columns(table)]
+    columns = [(header, shown) for header, shown in columns if any(place.text for place in shown)]
+    used = joined(dict.fromkeys(d for d in frame["dataset_used"] if d))
+    same = any(own_data(row, resolve(row, results.profile)) for row in spec.row)
+    notes = [
+        f"Ours: {used}, last epoch, mean ± 95 % confidence interval of the mean over the seeds (t distribution)."
+        + (
+            ""
+            if same
+            else f" The paper's numbers are from other data ({joined(dict.fromkeys(frame['paper_dataset']))}): do not compare them with ours."
+        )
+    ]
+    if any(header == "best test epoch" for header, _ in columns):
+        notes.append("“Best test epoch” is the paper's protocol: the epoch is chosen on the test set.")
+    notes += [spec.note] if spec.note else []
+    return View(
+        table=table,
+        title=spec.title,
+        notes=notes,
+        columns=[header for header, _ in columns],
+        numeric=[any(place.order is not None for place in shown) for _, shown in columns],
+        lines=[[shown[i] for _, shown in columns] for i in range(len(lines))],
+        kinds=["published" if s == NOT_OURS else "ours" if s == "run" else "not run" for s in frame["status"]],
+    )
+
+
+def markdown(shown: View, results: Results) -> str:
+    """The view as a Markdown page."""
+    return "\n".join(
+        [
+            f"# {shown.title}",
+            "",
+            f"Profile `{results.name}`: {results.profile.title}. Generated by `python -m benchmarks report`, not by hand;",
+            f"every number, with configuration and provenance, stands in `{shown.table}.csv`.",
+            "",
+            *markdown_table(shown),
+            "",
+            *(f"- {note}" for note in shown.notes),
+            *(f"- Deviation from the paper: {deviation}." for deviation in results.profile.deviations),
+            "",
+        ]
+    )
+
+
+def markdown_table(shown: View) -> list[str]:
+    def row(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "|" + "|".join("---:" if numeric else "---" for numeric in shown.numeric) + "|"
+    return [row(shown.columns), rule, *(row(place.text for place in line) for line in shown.lines)]
+
+
+def write_tables(results: Results, folder: Path) -> dict[str, View]:
+    """Write ``<table>.csv`` and ``<table>.md`` of every table into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    views = {}
+    for table in TABLES:
+        frame = table_frame(table, results)
+        frame.to_csv(folder / f"{table}.csv", index=False, lineterminator="\n")
+        views[table] = view(table, frame, results)
+        (folder / f"{table}.md").write_text(markdown(views[table], results))
+    return views
+
+
+def write(store: Store, out: Path) -> None:
+    """Write everything generated for the store's profile below ``out``."""
+    results = Results.of(store)
+    write_tables(results, out / results.name)
