@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lmht import LMHT, MHT, FreeTGIM
 from lmht.networks import Network
-from lmht.reparameterize import certify, reparameterize
+from lmht.reparameterize import certify, foretell, reparameterize
 from theorems.calibrated import images, network, spike_counts
 
 
@@ -156,3 +156,15 @@ def test_refuses_what_it_can_not_certify() -> None:
     for nothing in ([], [data[:0]]):
         with pytest.raises(ValueError, match="at least one"):
             certify(net, nothing)
+
+
+@pytest.mark.parametrize(("reach", "largest_leak"), [(1.01, 1.0), (0.4, 1.5)])
+def test_the_twins_logits_are_foretold_image_by_image(reach: float, largest_leak: float) -> None:
+    data = images(seed=3)
+    net = network("VGG-13", lambda: LMHT(2, 2), data, steps=2, reach=reach, largest_leak=largest_leak, seed=3)
+    logits, same = foretell(net, data)
+    with torch.no_grad():
+        twin, own = reparameterize(net)(data), net(data)
+    torch.testing.assert_close(logits, twin, rtol=0, atol=1e-9)
+    torch.testing.assert_close(twin[same], own[same], rtol=0, atol=1e-9)
+    assert bool(same.all()) == (reach > 1)
