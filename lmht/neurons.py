@@ -1,4 +1,4 @@
-"""The neurons as modules: thin wrappers of :mod:`lmht.functional`, without state between two forward passes.
+"""The neurons as modules: thin wrappers of :mod:`lmht.kernels`, without state between two forward passes.
 
 A neuron takes ``[T*N, ...]`` with the steps of one sample N rows apart (the folded layout in which a network's convolutions
 run), or ``[T, N, ...]`` with ``folded=False``, and returns the same shape.
@@ -7,7 +7,7 @@ run), or ``[T, N, ...]`` with ``folded=False``, and returns the same shape.
 import torch
 from torch import Tensor, nn
 
-from lmht import functional
+from lmht import functional, kernels
 from lmht.tgim import TGIM, SigmoidTGIM
 
 
@@ -93,7 +93,7 @@ class MHT(Neuron):
         self.leak, self.temporal_gradient = float(leak), temporal_gradient
 
     def emit(self, x: Tensor) -> Tensor:
-        spikes, _ = functional.mht(
+        return kernels.mht(
             x,
             levels=self.levels,
             theta=self.theta,
@@ -101,7 +101,6 @@ class MHT(Neuron):
             v0=self.v0,
             temporal_gradient=self.temporal_gradient,
         )
-        return spikes * self.theta
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, leak={self.leak:g}, temporal_gradient={self.temporal_gradient}"
@@ -140,7 +139,7 @@ class LMHT(Neuron):
 
     def emit(self, x: Tensor) -> Tensor:
         omega, leak = self.tgim()
-        return functional.lmht(x, levels=self.levels, theta=self.theta, omega=omega, leak=leak, v0=self.v0)
+        return kernels.lmht(x, levels=self.levels, theta=self.theta, omega=omega, leak=leak, v0=self.v0)
 
 
 class QCFS(nn.Module):

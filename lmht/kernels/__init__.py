@@ -69,7 +69,7 @@ def backend_for(x: Tensor) -> str:
     if fused == "compiled" and not torch.compiler.is_compiling() and x.numel() < WORTH_COMPILING:
         return "eager"
     if reason := _missing(fused, x):
-        _say_once(f"neurons on {x.device.type} run on the slow backend 'eager': {reason}")
+        _say(f"neurons on {x.device.type} run on the slow backend 'eager': {reason}")
         return "eager"
     return fused
 
@@ -137,24 +137,32 @@ def _missing(backend: str, x: Tensor) -> str | None:
         return f"it has no {x.dtype}"
     if not 1 <= _steps(x) <= MOST_STEPS:
         return f"T = {_steps(x)} is not in 1..{MOST_STEPS}"
-    if backend == "compiled":
-        if x.device.type != "cpu":
-            return f"it is for the CPU, the input is on {x.device}"
-        return None if compiled.available() else "it needs a C++ compiler (set CXX, or install g++ or clang++)"
-    if not _triton():
-        return "it needs the package triton"
-    return (
-        None
-        if x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-        else f"it is for CUDA, the input is on {x.device}"
-    )
+    if backend == "compiled" and x.device.type != "cpu":
+        return f"it is for the CPU, the input is on {x.device}"
+    if backend == "triton" and not x.is_cuda and not _installed("interpreter"):
+        return f"it is for CUDA, the input is on {x.device}"
+    if not _installed(backend):
+        return "it needs a C++ compiler (set CXX, or install g++)" if backend == "compiled" else "it needs triton"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _installed(what: str) -> bool:
+    return _look(what)
 
 
 @functools.cache
-def _triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _look(what: str) -> bool:
+    if what == "interpreter":
+        return os.environ.get("TRITON_INTERPRET") == "1"
+    return compiled.available() if what == "compiled" else importlib.util.find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result
+def _say(message: str) -> None:
+    _say_once(message)
 
 
 @functools.cache
 def _say_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    warnings.warn(message, RuntimeWarning, stacklevel=5)

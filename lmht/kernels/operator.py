@@ -84,8 +84,8 @@ def fire_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, domega, dleak; the last two empty without ``parameters`` (nobody asks for them), domega also without Omega."""
     if not x.numel():
-        dx, *parts = _gradients(x, omega, leak, parameters)
-        return dx, *(part.zero_() for part in parts)
+        dx, domega, dleak = _gradients(x, omega, leak, parameters)
+        return dx, domega.zero_(), dleak.zero_()
     layout = strides(x)
     dx, domega, dleak = backend_module(backend).fire_backward(
         rows(grad.to(x.dtype), layout), *prepared(x, omega, leak, v0, levels, theta), chain=chain, parameters=parameters

@@ -1,0 +1,226 @@
+# mypy: ignore-errors
+# ruff: noqa: RUF005
+"""The fast GPU path, in Triton: a program keeps all T rows of a block of neurons in registers.
+
+Products and sums stay separate (no fused multiply-add) and the division is IEEE's, so that a tie falls as in the reference. The
+sums for Omega and lambda are partial sums of a fixed number of programs, added in a second step: bitwise equal from run to run on
+one device. (Triton's language looks like Python and isn't: tuples that grow have no type there, and no unpacking.)
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PROGRAMS_PER_SM = 8
+WARPS = 4
+
+
+@triton.jit
+def _rows(base, stride, offsets, mask, T: tl.constexpr, WIDE: tl.constexpr):
+    rows = ()
+    for t in tl.static_range(T):
+        row = tl.load(base + tl.full((), t, tl.int64) * stride + offsets, mask=mask, other=0.0)
+        rows = rows + (row.to(WIDE),)
+    return rows
+
+
+@triton.jit
+def _start(v0, offsets, mask, POTENTIALS: tl.constexpr, WIDE: tl.constexpr):
+    return tl.load(v0 + offsets, mask=mask, other=0.0) if POTENTIALS else tl.load(v0 + offsets * 0)
+
+
+@triton.jit
+def _potential(t: tl.constexpr, v, xs, omega, leak, T: tl.constexpr, MIXED: tl.constexpr):
+    m = tl.load(leak + t) * v
+    if MIXED:
+        for j in tl.static_range(T):
+            m = m + tl.load(omega + t * T + j) * xs[j]
+    else:
+        m = m + xs[t]
+    return m
+
+
+@triton.jit
+def _emitted(m, theta, levels):
+    quotient = m / theta if m.dtype == tl.float64 else tl.math.div_rn(m, theta)
+    spikes = tl.maximum(tl.floor(quotient), 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(spikes, levels, propagate_nan=tl.PropagateNan.ALL) * theta
+
+
+@triton.jit
+def _forward(
+    x,
+    out,
+    omega,
+    leak,
+    v0,
+    constants,
+    size,
+    stride,
+    T: tl.constexpr,
+    MIXED: tl.constexpr,
+    POTENTIALS: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < size
+    theta, levels = tl.load(constants), tl.load(constants + 1)
+    xs = _rows(x, stride, offsets, mask, T, WIDE)
+    v = _start(v0, offsets, mask, POTENTIALS, WIDE)
+    for t in tl.static_range(T):
+        m = _potential(t, v, xs, omega, leak, T, MIXED)
+        emitted = _emitted(m, theta, levels)
+        v = m - emitted
+        target = out + tl.full((), t, tl.int64) * size + offsets
+        tl.store(target, emitted.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _backward(
+    grad,
+    x,
+    dx,
+    partial,
+    omega,
+    leak,
+    v0,
+    constants,
+    size,
+    grad_stride,
+    stride,
+    blocks,
+    T: tl.constexpr,
+    MIXED: tl.constexpr,
+    POTENTIALS: tl.constexpr,
+    CHAIN: tl.constexpr,
+    PARAMETERS: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    theta, levels = tl.load(constants), tl.load(constants + 1)
+    low, high = tl.load(constants + 2), tl.load(constants + 3)
+    SUMS: tl.constexpr = ((T * T if MIXED else 0) + T) if PARAMETERS else 0
+    sums = ()
+    for _ in tl.static_range(SUMS):
+        sums = sums + (tl.zeros((BLOCK,), WIDE),)
+    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
+        offsets = (block + tl.zeros((), tl.int64)) * BLOCK + tl.arange(0, BLOCK)
+        mask = offsets < size
+        xs = _rows(x, stride, offsets, mask, T, WIDE)
+        gs = _rows(grad, grad_stride, offsets, mask, T, WIDE)
+        v = _start(v0, offsets, mask, POTENTIALS, WIDE)
+        befores = ()
+        windows = ()
+        dms = ()
+        for t in tl.static_range(T):
+            m = _potential(t, v, xs, omega, leak, T, MIXED)
+            window = ((m >= low) & (m <= high)).to(WIDE)
+            befores = befores + (v,)
+            windows = windows + (window,)
+            dms = dms + (gs[t] * window,)
+            v = m - _emitted(m, theta, levels)
+        if CHAIN:  # v(t) = m(t) - s(t) * theta passes on (1 - window) of its gradient
+            later = dms[T - 1]
+            chained = (later,)
+            for back in tl.static_range(1, T):
+                later = dms[T - 1 - back] + tl.load(leak + T - back) * later * (1.0 - windows[T - 1 - back])
+                chained = (later,) + chained
+            dms = chained
+        for j in tl.static_range(T):
+            if MIXED:
+                d = tl.load(omega + j) * dms[0]
+                for t in tl.static_range(1, T):
+                    d = d + tl.load(omega + t * T + j) * dms[t]
+            else:
+                d = dms[j]
+            target = dx + tl.full((), j, tl.int64) * size + offsets
+            tl.store(target, d.to(dx.dtype.element_ty), mask=mask)
+        if PARAMETERS:  # masked neurons have x = 0 and g = 0
+            added = ()
+            for t in tl.static_range(T):
+                added = added + (sums[t] + dms[t] * befores[t],)
+            if MIXED:
+                for t in tl.static_range(T):
+                    for j in tl.static_range(T):
+                        added = added + (sums[T + t * T + j] + dms[t] * xs[j],)
+            sums = added
+    for i in tl.static_range(SUMS):
+        tl.store(partial + tl.program_id(0) * SUMS + i, tl.sum(sums[i]))
+
+
+def _types(x: Tensor, omega: Tensor | None, v0: Tensor) -> dict[str, object]:
+    wide = tl.float64 if x.dtype == torch.float64 else tl.float32
+    return {"T": len(x), "MIXED": omega is not None, "POTENTIALS": v0.dim() > 0, "WIDE": wide}
+
+
+def fire(x: Tensor, omega: Tensor | None, leak: Tensor, v0: Tensor, constants: Tensor) -> Tensor:
+    """``s(t) * theta`` as ``[T, M]``, for ``x [T, M]`` with dense rows; see :mod:`lmht.kernels.operator` for the rest."""
+    steps, size = x.shape
+    out = x.new_empty(steps, size)
+    block = WARPS * 32 * (8 if steps <= 8 else 4)
+    with torch.cuda.device_of(x):
+        _forward[(triton.cdiv(size, block),)](
+            x,
+            out,
+            leak if omega is None else omega,  # a pointer that is not read
+            leak,
+            v0,
+            constants,
+            size,
+            x.stride(0),
+            **_types(x, omega, v0),
+            BLOCK=block,
+            num_warps=WARPS,
+            enable_fp_fusion=False,
+        )
+    return out
+
+
+def fire_backward(
+    grad: Tensor,
+    x: Tensor,
+    omega: Tensor | None,
+    leak: Tensor,
+    v0: Tensor,
+    constants: Tensor,
+    *,
+    chain: bool,
+    parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``dx [T, M]``, ``domega [T, T]``, ``dleak [T]``; the last two empty without ``parameters``, or without Omega."""
+    steps, size = x.shape
+    dx = x.new_empty(steps, size)
+    sums = steps * ((0 if omega is None else steps) + 1) if parameters else 0
+    # T * T sums of a block live in registers, beside 2 T rows
+    block = WARPS * 32 * (8 if sums <= 8 else 4 if sums <= 24 else 1)
+    blocks = triton.cdiv(size, block)
+    programs = blocks
+    if parameters:
+        units = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+        programs = min(blocks, PROGRAMS_PER_SM * units)
+    partial = leak.new_empty(programs, sums)
+    with torch.cuda.device_of(x):
+        _backward[(programs,)](
+            grad,
+            x,
+            dx,
+            partial,
+            leak if omega is None else omega,  # a pointer that is not read
+            leak,
+            v0,
+            constants,
+            size,
+            grad.stride(0),
+            x.stride(0),
+            blocks,
+            **_types(x, omega, v0),
+            CHAIN=chain,
+            PARAMETERS=parameters,
+            BLOCK=block,
+            num_warps=WARPS,
+            enable_fp_fusion=False,
+        )
+    totals = partial.sum(0)
+    return dx, totals[steps:].reshape(-1, steps), totals[:steps]
