@@ -128,6 +128,36 @@ def report(
     console.print(f"written: {out / profile}", highlight=False)
 
 
+@app.command()
+def verify(
+    profile: ProfileOption = "digits",
+    out: Annotated[Path, typer.Option(help="folder that holds one folder a profile")] = Path("results"),
+    write: Annotated[bool, typer.Option("--write", help="also write claims.csv and claims.md")] = False,
+) -> None:
+    """Judge the claims by the rules of specs/claims.toml; exit 1 if a verdict is another than the committed one."""
+    quiet()
+    from benchmarks import claims, report
+
+    try:
+        rules = claims.load()
+        results = report.Results.of(Store(profile))
+    except (spec.SpecError, StoreError) as error:
+        raise fail(error) from error
+    judged = claims.judge(rules, results)
+    before = claims.committed(out / profile)
+    view = Table("claim", "verdict", "parts", "", title=f"Claims on profile {profile}", title_justify="left")
+    for one in judged:
+        view.add_row(one.claim.id, one.verdict, one.tally, one.claim.title)
+    console.print(view)
+    if write:
+        claims.write(judged, results, rules, out / profile)
+    flips = claims.flips(before, claims.frame(judged, results, rules)) if before is not None else []
+    for flip in flips:
+        console.print(f"[red]flipped:[/red] {flip}", highlight=False, soft_wrap=True)
+    if flips:
+        raise typer.Exit(1)
+
+
 class Bars:
     """One bar for all seeds, one for each that is being trained: epoch, images/s, remaining time."""
 

@@ -98,10 +98,10 @@ def measures(table: str, row: Row) -> dict[str, str]:
     return found
 
 
-def half_width(values: pd.Series) -> float:
-    """Half of the 95 % confidence interval of the mean, by the t distribution; NaN for fewer than two values."""
+def half_width(values: pd.Series, confidence: float = CONFIDENCE) -> float:
+    """Half of the confidence interval of the mean, by the t distribution; NaN for fewer than two values."""
     n = len(values)
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("nan")
+    return float(stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("nan")
 
 
 def number(value: float) -> str:

@@ -154,7 +154,8 @@ class Cell(Strict):
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def _read(path: Path, kind: type[_Model]) -> _Model:
+def read(path: Path, kind: type[_Model]) -> _Model:
+    """A TOML file as a strict model, or a SpecError that names the file and the unknown or wrong key."""
     try:
         return kind(**tomllib.loads(path.read_text()))
     except (tomllib.TOMLDecodeError, ValidationError) as error:
@@ -168,7 +169,7 @@ def profiles() -> list[str]:
 def load_profile(name: str) -> Profile:
     if name not in profiles():
         raise SpecError(f"unknown profile {name!r}; known: {', '.join(profiles())}")
-    return _read(HERE / "profiles" / f"{name}.toml", Profile)
+    return read(HERE / "profiles" / f"{name}.toml", Profile)
 
 
 def published(table: str) -> pd.DataFrame:
@@ -179,7 +180,7 @@ def published(table: str) -> pd.DataFrame:
 def load_spec(table: str) -> Spec:
     if table not in TABLES:
         raise SpecError(f"unknown table {table!r}; known: {', '.join(TABLES)}")
-    spec = _read(HERE / "specs" / f"{table}.toml", Spec)
+    spec = read(HERE / "specs" / f"{table}.toml", Spec)
     ids = [row.id for row in spec.row]
     if doubled := sorted({i for i in ids if ids.count(i) > 1}):
         raise SpecError(f"{table}.toml: row id {doubled[0]!r} stands twice")
