@@ -72,6 +72,7 @@ def run(
         int | None, typer.Option(min=1, help="seeds trained at once (Ray); default: CPU cores, 1 on a GPU")
     ] = None,
     data_root: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
+    data_workers: Annotated[int, typer.Option(min=0, help="processes that load and augment large data sets")] = 0,
 ) -> None:
     """Train and evaluate what the store does not hold yet; finished seeds are never trained again."""
     quiet()
@@ -85,10 +86,11 @@ def run(
             failed = run_jobs(
                 work,
                 store,
-                root=data_root.resolve(),
-                device=device,
                 parallel=min(parallel, len(work)),
+                device=device,
                 progress=bars.show,
+                root=data_root.resolve(),
+                data_workers=data_workers,
             )
     except (spec.SpecError, StoreError) as error:
         raise fail(error) from error

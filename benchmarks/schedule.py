@@ -51,8 +51,14 @@ def jobs_of(rows: dict[str, list[Row]], profile: Profile, seeds: int) -> list[Jo
     return list(jobs.values())
 
 
-def run(jobs: list[Job], store: Store, *, root: Path, device: str, parallel: int, progress: Progress) -> dict[str, str]:
+def run(
+    jobs: list[Job], store: Store, *, parallel: int, device: str, progress: Progress, **options: Any
+) -> dict[str, str]:
     """Train what the store does not hold yet. A seed that fails does not stop the others.
+
+    Args:
+        parallel: seeds trained at once.
+        options: what :func:`benchmarks.train.run_cell` takes besides: ``root``, ``data_workers``.
 
     Returns:
         For each cell that could not be run, why (by cell hash).
@@ -74,7 +80,7 @@ def run(jobs: list[Job], store: Store, *, root: Path, device: str, parallel: int
                 ann = store.checkpoint(finished[job.needs], fresh(Path(scratch), "ann", job))
             run_id = store.open_seed(job.table, job.cell, job.seed, device)
             out = fresh(Path(scratch), "out", job) / "checkpoint.pt"
-            events = pool.submit(job.cell, job.seed, root=root, device=device, out=out, ann=ann)
+            events = pool.submit(job.cell, job.seed, device=device, out=out, ann=ann, **options)
             running[events] = job, run_id
 
         while waiting or running:

@@ -25,7 +25,8 @@ class Strict(BaseModel):
 
 
 class Recipe(Strict):
-    """How to train (SPEC section 7). ``epochs`` counts from scratch, or from the converted network when fine-tuning."""
+    """How to train (SPEC section 7). ``epochs`` counts from scratch, or from the converted network when fine-tuning;
+    ``epoch_images`` cuts an epoch to so many images (the next ones of a fresh shuffle each time)."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(gt=0)
@@ -33,6 +34,7 @@ class Recipe(Strict):
     nesterov: bool = False
     weight_decay: float = 5e-4
     epochs: int = Field(ge=1)
+    epoch_images: int | None = Field(default=None, ge=1)
     warmup_epochs: int = Field(default=0, ge=0)
     batch_size: int = Field(default=64, ge=1)
     accumulate: int = Field(default=1, ge=1)

@@ -22,6 +22,7 @@ from benchmarks.spec import Cell
 from benchmarks.train import Epoch, Result
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would tear our own bars apart
 
 
 class StoreError(Exception):

@@ -4,6 +4,7 @@
 """
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -59,7 +60,8 @@ def activation(spec: NeuronSpec, qcfs_scale: float) -> Callable[[], nn.Module]:
         "qcfs": lambda: lmht.QCFS(spec.levels, qcfs_scale),
         "if": lambda: lmht.IF(spec.steps, theta=theta),
         "lif": lambda: lmht.LIF(spec.steps, theta=theta),
-        "mht": lambda: lmht.MHT(spec.levels, spec.steps, theta=theta),
+        # only the one-level baseline keeps the temporal chain (SPEC section 2)
+        "mht": lambda: lmht.MHT(spec.levels, spec.steps, theta=theta, temporal_gradient=False),
         "lmht": lambda: lmht.LMHT(spec.levels, spec.steps, theta=theta),
     }
     return factories[spec.kind]
@@ -80,13 +82,21 @@ def network_of(cell: Cell, info: data.Data) -> Network:
 
 
 def run_cell(
-    cell: Cell, seed: int, *, root: Path, device: str, out: Path, ann: Path | None = None
+    cell: Cell,
+    seed: int,
+    *,
+    root: Path,
+    device: str,
+    out: Path,
+    ann: Path | None = None,
+    data_workers: int = 0,
 ) -> Iterator[Epoch | Result]:
     """Train and evaluate one cell with one seed.
 
     Args:
         root: where data sets lie.
         device: Fabric accelerator: ``cpu``, ``cuda`` or ``auto``.
+        data_workers: processes that load data sets too large for memory.
         out: file to write the checkpoint to (the state of the last epoch).
         ann: checkpoint of ``cell.ann`` with the same seed, for a fine-tuned cell.
 
@@ -100,7 +110,7 @@ def run_cell(
     fabric = Fabric(accelerator=device, devices=1, precision=recipe.precision)
     torch.manual_seed(seed)
     info = data.load(cell.dataset, root=root, steps=cell.neuron.steps, augment=recipe.augment)
-    train, val, test = data.loaders(info, recipe.batch_size, seed=seed)
+    train, val, test = data.loaders(info, recipe.batch_size, seed=seed, workers=data_workers, device=fabric.device)
     network, extra = network_of(cell, info), {}
     if cell.ann is not None:
         assert ann is not None, "a fine-tuned cell needs its quantised ANN's checkpoint"
@@ -117,15 +127,18 @@ def run_cell(
     model.mark_forward_method("step_logits")
     forward = torch.compile(model) if recipe.compile else model
 
-    updates = math.ceil(len(train) / recipe.accumulate)
+    batches = len(train)
+    if recipe.epoch_images:
+        batches = min(batches, math.ceil(recipe.epoch_images / recipe.batch_size))
+    updates = math.ceil(batches / recipe.accumulate)
     schedule = cosine(recipe, updates)
     update, best_val, best = 0, -1.0, {"test/best_val": 0.0, "test/best": 0.0}
     for epoch in range(recipe.epochs):
         model.train()
         started, images, loss_sum = time.perf_counter(), 0, torch.zeros((), device=fabric.device)
-        for i, (x, y) in enumerate(train):
+        for i, (x, y) in enumerate(itertools.islice(train, batches)):
             x, y = fabric.to_device((x, y))
-            last = (i + 1) % recipe.accumulate == 0 or i + 1 == len(train)
+            last = (i + 1) % recipe.accumulate == 0 or i + 1 == batches
             loss = F.cross_entropy(forward(x), y, label_smoothing=recipe.label_smoothing)
             fabric.backward(loss / recipe.accumulate)
             if last:

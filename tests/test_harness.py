@@ -1,0 +1,278 @@
+"""The harness: strict specs, cells, the store, resuming, and errors that a newcomer can act on."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import schedule, spec, train
+from benchmarks.cli import app
+from benchmarks.store import Store, StoreError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def profile(monkeypatch: pytest.MonkeyPatch) -> spec.Profile:
+    """The digits profile, cut to seconds."""
+    real = spec.load_profile("digits")
+    networks = {name: options | {"width": 1 / 16} for name, options in real.networks.items()} | {
+        "ResNet-20": {"width": 0.25}
+    }
+
+    def shorter(book: spec.RecipeBook) -> spec.RecipeBook:
+        return spec.RecipeBook(base=book.base.model_copy(update={"epochs": 1, "epoch_images": 128}))
+
+    quick = real.model_copy(
+        update={
+            "networks": networks,
+            "direct": shorter(real.direct),
+            "ann": shorter(real.ann),
+            "finetune": shorter(real.finetune),
+            "float64_checks": False,
+        }
+    )
+    monkeypatch.setattr(spec, "load_profile", lambda name: quick)
+    return quick
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to lay out a new database: once is enough."""
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    Store("digits", f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Store:
+    for name in ("m.db", "again.db"):
+        shutil.copy(empty_database, tmp_path / name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/m.db")
+    monkeypatch.chdir(tmp_path)
+    return Store("digits")
+
+
+def invoke(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, " ".join((result.output).split())
+
+
+def test_every_spec_resolves_in_every_profile() -> None:
+    for name in spec.profiles():
+        profile = spec.load_profile(name)
+        for table in spec.TABLES:
+            for row in spec.load_spec(table).row:
+                assert re.fullmatch("[0-9a-f]{16}", spec.resolve(row, profile).hash)
+
+
+def test_every_lm_ht_row_of_the_paper_is_a_row_of_the_harness() -> None:
+    for table in spec.TABLES:
+        frame = spec.published(table)
+        ours = [i + 1 for i, line in frame.iterrows() if line.get("method") in ("LM-HT", "M-HT") or table == "table2"]
+        named = {line for row in spec.load_spec(table).row for line in row.published}
+        assert set(ours) <= named, table
+
+
+def test_a_cells_hash_follows_its_content_and_not_its_row() -> None:
+    profile = spec.load_profile("digits")
+    one, two = (spec.load_spec("table1").row[2], spec.load_spec("table2").row[1])
+    assert spec.resolve(one, profile).hash == spec.resolve(two, profile).hash  # both stand-ins are digits
+    longer = profile.model_copy(
+        update={"direct": spec.RecipeBook(base=profile.direct.base.model_copy(update={"epochs": 99}))}
+    )
+    assert spec.resolve(one, longer).hash != spec.resolve(one, profile).hash
+
+
+def test_jobs_are_unique_and_upstream_comes_first() -> None:
+    rows = {table: spec.load_spec(table).row for table in spec.TABLES}
+    jobs = schedule.jobs_of(rows, spec.load_profile("digits"), 2)
+    seen: set[tuple[str, int]] = set()
+    for job in jobs:
+        assert job.key not in seen
+        assert job.needs is None or job.needs in seen
+        seen.add(job.key)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title = 'x'\npublished_columns = []\nrows = []", "rows"),
+        ("title = 'x'\npublished_columns = []\n[[row]]\nid = '1'\ncolour = 'red'", "colour"),
+        ("title = ", "Invalid value"),
+    ],
+)
+def test_unknown_keys_in_a_spec_are_an_error(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "table9.toml"
+    path.write_text(text)
+    with pytest.raises(spec.SpecError, match=f"(?s)table9.toml is not valid: .*{message}"):
+        spec._read(path, spec.Spec)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "table9"), "unknown table 'table9'; known: table1, table2, table3, table4, table_s1"),
+        (("run", "table1", "--rows", "1,99"), "table1 has no row '99'; its rows: 1, 2, 3, 4, 5, 6"),
+        (("run", "--rows", "1"), "--rows needs exactly one table"),
+        (
+            ("run", "--profile", "mnist"),
+            "unknown profile 'mnist'; known: digits, fashion-mnist, fashion-mnist-cpu, paper",
+        ),
+        (("run", "--device", "tpu"), "unknown device 'tpu'; known: cpu, cuda, auto"),
+    ],
+)
+def test_unknown_names_on_the_command_line(words: tuple[str, ...], message: str, store: Store) -> None:
+    code, output = invoke(*words)
+    assert code == 1
+    assert message in output
+
+
+def test_a_missing_data_set_says_where_to_get_it(store: Store, tmp_path: Path) -> None:
+    code, output = invoke("run", "table3", "--rows", "cifar10-resnet18-relu", "--profile", "paper", "--jobs", "1")
+    assert code == 1
+    assert "not run (1 cells): data set cifar10 not found at" in output
+    assert "get it from" in output
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////dev/null/m.db"], ids=["server down", "no folder"])
+def test_an_unreachable_store_is_one_clear_error(uri: str) -> None:
+    environment = os.environ | {"MLFLOW_TRACKING_URI": uri}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "run", "table1", "--rows", "1"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"error: tracking store {uri}: " in done.stderr
+    assert "check MLFLOW_TRACKING_URI" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_keeps_what_was_finished(
+    profile: spec.Profile, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"table1": spec.load_spec("table1").row[:2]}
+    jobs = schedule.jobs_of(rows, profile, 1)
+    finish, calls = Store.finish, []
+
+    def full_on_the_second(self: Store, *arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            from benchmarks.store import explained
+
+            with explained(self.uri):
+                raise OSError(28, "No space left on device")
+        finish(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Store, "finish", full_on_the_second)
+    options = {"parallel": 1, "device": "cpu", "root": Path(), "progress": lambda job, event: None}
+    with pytest.raises(StoreError, match=r"No space left on device; free some space, then run the same command again"):
+        schedule.run(jobs, store, **options)
+    monkeypatch.setattr(Store, "finish", finish)
+    assert list(store.seeds()["cell"]) == [jobs[0].cell.hash]
+    trained = []
+    options["progress"] = lambda job, event: trained.append(job.key)
+    assert schedule.run(jobs, store, **options) == {}
+    assert set(trained) == {jobs[1].key}
+
+
+def test_hybrid_rows_run_end_to_end_once_and_alike(profile: spec.Profile, store: Store) -> None:
+    """Two fresh stores hold the same numbers; a second run of one store trains nothing."""
+    words = (
+        "run",
+        "table4",
+        "--rows",
+        "resnet20-tq4-l2t2-exact,resnet20-tq4-l2t2-algorithm1,resnet20-tq4-if-t2",
+        "--jobs",
+        "1",
+    )
+    code, output = invoke(*words, "--device", "cpu")
+    assert code == 0, output
+    frame = store.seeds().set_index("tag.title").sort_index()
+    assert len(frame) == 3
+    exact = frame.loc[[title for title in frame.index if title.endswith("exact on digits")]].iloc[0]
+    assert exact["before/agree_pct"] >= 99
+    assert exact["ann/accuracy"] == frame.loc["ResNet-20 QCFS Tq=4 on digits", "test/final"]
+    assert {"if/T2/accuracy", "if/T8/accuracy"} <= set(frame.columns)
+    assert exact["tag.data_digest"] == frame["tag.data_digest"].iloc[0]
+
+    _, output = invoke(*words)
+    assert "seed 42" not in output
+
+    again = Store("digits", store.uri.replace("m.db", "again.db"))
+    schedule.run(
+        schedule.jobs_of(
+            {"table4": spec.select_rows("table4", spec.load_spec("table4"), words[3].split(","))}, profile, 1
+        ),
+        again,
+        parallel=1,
+        device="cpu",
+        root=Path(),
+        progress=lambda job, event: None,
+    )
+    numbers = [c for c in frame.columns if "/" in c and "images_per_s" not in c]
+    second = again.seeds().set_index("tag.title").sort_index()
+    assert frame[numbers].equals(second[numbers])
+
+
+def test_seeds_spread_by_ray_give_the_numbers_of_one_process(profile: spec.Profile, store: Store) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    jobs = schedule.jobs_of({"table1": spec.load_spec("table1").row[:2]}, profile, 1)
+    quiet = {"device": "cpu", "root": Path(), "progress": lambda job, event: None}
+    assert schedule.run(jobs, store, parallel=2, **quiet) == {}
+    alone = Store("digits", store.uri.replace("m.db", "again.db"))
+    assert schedule.run(jobs, alone, parallel=1, **quiet) == {}
+    pick = lambda s: s.seeds().set_index("cell")["test/final"].sort_index()  # noqa: E731
+    assert pick(store).equals(pick(alone))
+
+
+def test_a_diverging_loss_fails_the_seed_and_says_so(profile: spec.Profile, store: Store) -> None:
+    row = spec.load_spec("table3").row[0]
+    cell = spec.resolve(row, profile)
+    cell = cell.model_copy(
+        update={
+            "neuron": spec.NeuronSpec(kind="relu"),
+            "recipe": cell.recipe.model_copy(update={"learning_rate": 1e20}),
+        }
+    )
+    failed = schedule.run(
+        [schedule.Job("table3", cell, 42)],
+        store,
+        parallel=1,
+        device="cpu",
+        root=Path(),
+        progress=lambda job, event: None,
+    )
+    assert re.search(r"the loss is (nan|inf) in epoch 1; lower the learning rate", failed[cell.hash])
+    assert store.seeds().empty
+
+
+def test_cosine_warms_up_and_ends_at_zero() -> None:
+    recipe = spec.Recipe(learning_rate=1.0, epochs=4, warmup_epochs=1)
+    rate = train.cosine(recipe, 10)
+    assert [rate(0), rate(9), rate(10)] == pytest.approx([0.1, 1.0, 1.0])
+    assert rate(25) == pytest.approx(0.5)
+    assert 0 < rate(39) < 0.01
+
+
+def test_gradient_accumulation_updates_once_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = spec.load_profile("digits")
+    cell = spec.resolve(spec.load_spec("table3").row[0], profile)
+    recipe = cell.recipe.model_copy(update={"epochs": 1, "accumulate": 4, "epoch_images": 256, "batch_size": 32})
+    cell = cell.model_copy(update={"recipe": recipe, "neuron": spec.NeuronSpec(kind="relu")})
+    steps: list[int] = []
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, closure=None: steps.append(1))
+    list(train.run_cell(cell, 0, root=tmp_path, device="cpu", out=tmp_path / "c.pt"))
+    assert len(steps) == 2

@@ -1,0 +1,117 @@
+"""Modules: layouts, checkpoints, starting values, and one clear error for each kind of bad input."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lmht
+from lmht import functional
+from lmht.neurons import Neuron
+
+NEURONS = [
+    lmht.IF(3),
+    lmht.LIF(3),
+    lmht.MHT(2, 3, theta=0.5),
+    lmht.LMHT(2, 3, theta=0.5, v0=0.25),
+    lmht.LMHT(2, 3, tgim=lmht.FreeTGIM(3, "identity", leak=0.5)),
+]
+
+
+@pytest.mark.parametrize("neuron", NEURONS, ids=repr)
+@pytest.mark.parametrize("features", [(), (5,), (2, 4, 4)], ids=str)
+def test_folded_and_unfolded_layouts_agree(neuron: Neuron, features: tuple[int, ...]) -> None:
+    x = torch.randn(3, 4, *features, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(neuron(x.flatten(0, 1)), neuron(x, folded=False).flatten(0, 1))
+
+
+@pytest.mark.parametrize("neuron", NEURONS, ids=repr)
+def test_no_state_between_forwards(neuron: Neuron) -> None:
+    x = torch.randn(6, 7, generator=torch.Generator().manual_seed(1))
+    first = neuron(x)
+    neuron(torch.full((6, 7), 10.0))
+    assert torch.equal(neuron(x), first)
+
+
+@pytest.mark.parametrize("neuron", NEURONS, ids=repr)
+def test_an_empty_batch_passes(neuron: Neuron) -> None:
+    assert neuron(torch.zeros(0, 7)).shape == (0, 7)
+
+
+def test_lmht_starts_at_the_papers_values_exactly() -> None:
+    omega, leak = lmht.LMHT(2, 5).tgim()
+    assert torch.equal(omega, torch.full((5, 5), 1 / 5))
+    assert leak.item() == 1
+
+
+def test_the_sigmoid_form_cannot_reach_the_identity_and_the_free_form_holds_it() -> None:
+    bounded = lmht.SigmoidTGIM(4)
+    nn.init.constant_(bounded.a, 20.0)
+    assert bounded()[0].max() <= 2 / 4
+    assert torch.equal(lmht.FreeTGIM(4, "identity")()[0], torch.eye(4))
+    assert torch.equal(lmht.FreeTGIM(4, "uniform")()[0], torch.full((4, 4), 0.25))
+
+
+@pytest.mark.parametrize("make", [lambda: lmht.SigmoidTGIM(2), lambda: lmht.FreeTGIM(2, "identity")])
+def test_tgim_and_leak_are_trained(make) -> None:
+    neuron = lmht.LMHT(2, 2, tgim=make())
+    neuron(torch.rand(8, 3) * 2).sum().backward()
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in neuron.parameters())
+
+
+def test_theta_and_v0_travel_with_the_checkpoint() -> None:
+    saved = lmht.LMHT(2, 2, theta=0.3, v0=0.15).state_dict()
+    neuron = lmht.LMHT(2, 2)
+    neuron.load_state_dict(saved)
+    assert (neuron.theta, neuron.v0) == (0.3, 0.15)
+    with pytest.raises(ValueError, match=r"checkpoint has L = 2, T = 2, the neuron L = 4, T = 2"):
+        lmht.LMHT(4, 2).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_follows_the_input(dtype: torch.dtype) -> None:
+    x = torch.ones(4, 3, dtype=dtype)
+    assert all(neuron(x).dtype == dtype for neuron in (lmht.IF(2), lmht.LMHT(2, 2), lmht.QCFS(4)))
+
+
+def _lmht(x: Tensor, **changes) -> Tensor:
+    arguments = {"levels": 2, "theta": 1.0, "omega": torch.eye(2), "leak": 1.0} | changes
+    return functional.lmht(x, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: lmht.LMHT(0, 2), "levels (L) must be an integer >= 1, got 0"),
+        (lambda: lmht.QCFS(0), "levels (L) must be an integer >= 1, got 0"),
+        (lambda: lmht.MHT(1.5, 2), "levels (L) must be an integer >= 1, got 1.5"),
+        (lambda: lmht.IF(0), "steps (T) must be an integer >= 1, got 0"),
+        (lambda: lmht.SigmoidTGIM(0), "steps (T) must be an integer >= 1, got 0"),
+        (lambda: lmht.IF(2, theta=0.0), "theta must be finite and > 0, got 0.0"),
+        (lambda: lmht.IF(2, theta=-1.0), "theta must be finite and > 0, got -1.0"),
+        (lambda: lmht.IF(2, theta=float("nan")), "theta must be finite and > 0, got nan"),
+        (lambda: lmht.QCFS(2, scale=0.0), "scale must be > 0, got 0.0"),
+        (lambda: functional.qcfs(torch.ones(2), levels=2, scale=-1.0), "scale must be finite and > 0, got -1.0"),
+        (lambda: lmht.LMHT(2, 2, tgim=lmht.SigmoidTGIM(3)), "the T-GIM is for 3 steps, the neuron has steps = 2"),
+        (lambda: lmht.FreeTGIM(2, "zero"), "start must be 'uniform' or 'identity', got 'zero'"),
+        (lambda: lmht.IF(2)(torch.ones(3, 4)), "folded input must be [T*N, ...] with T = 2, got shape (3, 4)"),
+        (
+            lambda: lmht.IF(2)(torch.ones(4, 4), folded=False),
+            "unfolded input must be [T, N, ...] with T = 2, got shape (4, 4)",
+        ),
+        (lambda: _lmht(torch.ones(2, 3), omega=torch.eye(3)), "omega must be [T, T] with T = 2 steps"),
+        (lambda: _lmht(torch.ones(2, 3), leak=torch.ones(3)), "leak must be a number or one value for each of 2 steps"),
+        (
+            lambda: _lmht(torch.ones(2, 3), v0=torch.ones(2)),
+            "v0 must be a number or have the shape of one step, (3,), got (2,)",
+        ),
+        (lambda: _lmht(torch.tensor([[1.0], [float("nan")]])), "input holds 1 NaN of 2 values"),
+        (lambda: lmht.QCFS(2)(torch.tensor([float("nan")])), "input holds 1 NaN of 1 values"),
+        (lambda: _lmht(torch.ones(2, 3, dtype=torch.int64)), "input must be a floating-point tensor, got torch.int64"),
+        (lambda: _lmht(torch.ones(())), "input must be [T, ...] with T >= 1, got shape ()"),
+    ],
+)
+def test_bad_input_gives_one_clear_error(call, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
