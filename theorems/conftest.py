@@ -3,15 +3,20 @@
 from collections.abc import Callable
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from theorems.impl import DEFAULT, Loaded
 from theorems.report import StatementReport
 
-EXAMPLES = 60
+EXAMPLES = 100
 # No deadlines: a slow machine is not a counterexample. No database: a run depends on nothing but the sources.
-settings.register_profile("default", max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
-settings.register_profile("thorough", max_examples=20 * EXAMPLES, deadline=None, database=None)
+FOUND = (Phase.explicit, Phase.generate, Phase.target)
+SHRUNK = (*FOUND, Phase.shrink)
+COMMON = settings(deadline=None, database=None, report_multiple_bugs=False, phases=SHRUNK)
+settings.register_profile("default", COMMON, max_examples=EXAMPLES, derandomize=True)
+settings.register_profile("thorough", COMMON, max_examples=20 * EXAMPLES)
+# default's verdict, sooner: the first failing case instead of the smallest
+settings.register_profile("unshrunk", COMMON, max_examples=EXAMPLES, derandomize=True, phases=FOUND)
 settings.load_profile("default")
 
 

@@ -1,0 +1,1 @@
+"""Neurons that ``theorems/`` must accept or reject."""

@@ -1,0 +1,191 @@
+"""The suite tested: it accepts right neurons, rejects every broken one, reaches the hard inputs, and reports."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.neurons.broken import CAUGHT_BY
+from theorems.strategies import Case, cases, mixed_cases, quantised_cases
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 30  # seconds for a broken neuron
+
+
+class Run(NamedTuple):
+    code: int
+    seconds: float
+    output: str
+
+
+@pytest.fixture(scope="session")
+def theorems() -> Iterator[Callable[..., Run]]:
+    """``theorems(*arguments)`` runs ``pytest *arguments`` from the root of the repository."""
+    command = [sys.executable, "-m", "tests.neurons.server"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin
+        assert server.stdout
+
+        def run(*arguments: str) -> Run:
+            assert server.stdin
+            assert server.stdout
+            print(json.dumps([*arguments, "-q", "-p", "no:cacheprovider"]), file=server.stdin, flush=True)
+            return Run(**json.loads(server.stdout.readline()))
+
+        yield run
+        server.stdin.close()
+
+
+CORE = sorted(str(path) for path in Path("theorems").glob("test_*.py") if "networks" not in path.name)
+
+
+@pytest.mark.parametrize("neuron", ["broken:right", "independent:independent"])
+def test_right_neurons_pass(theorems: Callable[..., Run], neuron: str) -> None:
+    run = theorems(*CORE, "--impl", f"tests.neurons.{neuron}")
+    assert run.code == pytest.ExitCode.OK, run.output
+    assert "skipped" not in run.output
+
+
+@pytest.mark.parametrize(("neuron", "statement"), [(cls.__name__, names[0]) for cls, names in CAUGHT_BY.items()])
+def test_broken_neurons_fail(theorems: Callable[..., Run], neuron: str, statement: str) -> None:
+    """The named file rejects it, hence ``pytest theorems/`` does; the first failure is enough, it needn't be the smallest."""
+    target = f"tests.neurons.broken:{neuron}_neuron"
+    run = theorems(f"theorems/test_{statement}.py", "-x", "--hypothesis-profile=unshrunk", "--impl", target)
+    assert run.code == pytest.ExitCode.TESTS_FAILED, run.output
+    assert run.seconds < LIMIT
+
+
+def test_enough_broken_neurons() -> None:
+    assert len(CAUGHT_BY) >= 25
+
+
+def test_failure_carries_everything_and_reproduces(theorems: Callable[..., Run]) -> None:
+    run = theorems(
+        "theorems/test_contract.py", "-x", "-k", "test_mht", "--impl", "tests.neurons.broken:HardReset_neuron"
+    )
+    for label in ("theta", "L, T", "leak", "v(0)", "currents", "spikes", "expected", "got"):
+        assert f"E                 {label}" in run.output or f" {label} " in run.output, (
+            f"{label} missing:\n{run.output}"
+        )
+    lines = [line.removeprefix("E").strip() for line in run.output.splitlines()]
+    start = lines.index("reproduce:")
+    pasted = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines[start + 1 : start + 3])], cwd=ROOT, capture_output=True, text=True
+    )
+    assert pasted.returncode == 0, pasted.stderr
+    assert pasted.stdout.startswith("(tensor(")
+
+
+def test_missing_methods_skip(theorems: Callable[..., Run]) -> None:
+    run = theorems(
+        "theorems/test_contract.py",
+        "theorems/test_theorem_4_2_ii.py",
+        "-rs",
+        "--impl",
+        "tests.neurons.independent:only_mht",
+    )
+    assert run.code == pytest.ExitCode.OK, run.output
+    for method in ("integrate_and_fire", "lmht", "qcfs"):
+        assert f"{method} not provided" in run.output
+    assert "mht not provided" not in run.output.replace("lmht not provided", "")
+
+
+@pytest.mark.parametrize("target", ["lmht", "lmht:", "no_such_module:x", "lmht:no_such_object", "math:pi"])
+def test_unusable_implementation_is_one_clear_error(theorems: Callable[..., Run], target: str) -> None:
+    run = theorems("theorems/test_contract.py", "--impl", target)
+    assert run.code == pytest.ExitCode.USAGE_ERROR, run.output
+    assert "--impl" in run.output
+
+
+def test_report(theorems: Callable[..., Run], tmp_path: Path) -> None:
+    """The same table on every run, on one process or two; a failure and a skip show."""
+    chosen = ["theorems/test_lemma_4_1.py", "theorems/test_theorem_4_4.py", "theorems/test_tgim_stbp.py"]
+    tables = []
+    for number, extra in enumerate(([], ["-n", "2"], ["--impl", "tests.neurons.independent:only_mht"])):
+        path = tmp_path / f"{number}.md"
+        run = subprocess.run([sys.executable, "-m", "pytest", *chosen, "-q", "--report", str(path), *extra], cwd=ROOT)
+        assert run.returncode == 0
+        tables.append(path.read_text())
+    alone, spread, partial = tables
+    assert alone == spread
+    assert "| Lemma 4.1 | v(t-1) in [0, theta) |" in alone
+    assert "L = 2, T = 1, theta = 1, v(0) = -1/2, I = (5/2): M-HT emits [2], IF [1] a window" in alone
+    assert "not checked: integrate_and_fire not provided" in partial
+    broken = tmp_path / "broken.md"
+    theorems(chosen[0], "--report", str(broken), "--impl", "tests.neurons.broken:TieDoesNotFire_neuron")
+    assert "FAILS: test_lemma_4_1.py::test_multi_level_step" in broken.read_text()
+
+
+def test_every_test_names_its_statement(theorems: Callable[..., Run]) -> None:
+    assert "0 tests" not in theorems(*CORE, "--collect-only", "-m", "statement").output
+    unnamed = theorems(*CORE, "--collect-only", "-m", "not statement")
+    assert unnamed.code == pytest.ExitCode.NO_TESTS_COLLECTED, unnamed.output
+
+
+def count(strategy: st.SearchStrategy[Case], examples: int = 200) -> Counter[str]:
+    """What the potentials of a strategy's cases really are, whatever label they were drawn under."""
+    seen: Counter[str] = Counter()
+
+    @settings(
+        max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(strategy)
+    def look(case: Case) -> None:
+        seen[str(case.dtype)] += 1
+        seen[f"L = {case.levels}"] += 1
+        seen[f"T = {case.steps}"] += 1
+        for trace in case.traces():
+            for m in trace.m:
+                seen["potentials"] += 1
+                seen["tie"] += (m / case.theta).denominator == 1 and 1 <= m / case.theta <= case.levels
+                seen["negative"] += m < 0
+                seen["saturated"] += m >= (case.levels + 1) * case.theta
+                seen["fires, not saturated"] += case.theta <= m < case.levels * case.theta
+                seen["edge"] += m == case.theta / 2 or m == (2 * case.levels + 1) * case.theta / 2
+
+    look()
+    return seen
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [cases(), cases(v0="any"), cases(spread=True), cases(uniform=True), mixed_cases()],
+    ids=["cases", "any start", "spread", "uniform", "mixed"],
+)
+def test_strategies_reach_the_hard_inputs(strategy: st.SearchStrategy[Case]) -> None:
+    seen = count(strategy)
+    for kind in ("tie", "negative", "saturated", "fires, not saturated"):
+        assert seen[kind] >= 0.05 * seen["potentials"], f"{kind}: {seen}"
+    for dtype in ("float64", "float32", "bfloat16", "float16"):
+        assert seen[f"torch.{dtype}"] >= 5, seen
+    for size in range(1, 9):
+        assert min(seen[f"L = {size}"], seen[f"T = {size}"]) >= 3, seen
+
+
+def test_gradient_cases_reach_the_window_edges() -> None:
+    seen = count(mixed_cases())
+    assert seen["edge"] >= 0.02 * seen["potentials"], seen
+
+
+def test_quantised_cases_reach_ties_and_both_ends() -> None:
+    seen: Counter[str] = Counter()
+
+    @settings(max_examples=200, derandomize=True, database=None, deadline=None)
+    @given(quantised_cases())
+    def look(case: Case) -> None:
+        for (x,) in case.currents:
+            position = x * case.levels / case.theta
+            seen["all"] += 1
+            seen["tie"] += position.denominator == 2
+            seen["below"] += position < 0
+            seen["above"] += position > case.levels
+
+    look()
+    assert min(seen["tie"], seen["below"], seen["above"]) >= 0.05 * seen["all"], seen
