@@ -111,7 +111,8 @@ def kernel(
     """
     # Dynamo counts recompilations for each code object, so each kernel gets its own
     code = function.__code__.replace(co_name=f"{function.__name__}_{steps}")
-    compiled = functools.partial(torch.compile(FunctionType(code, function.__globals__), fullgraph=True), *flags)
+    own, options = FunctionType(code, function.__globals__), {"cpp.threads": threads}
+    compiled = functools.partial(torch.compile(own, fullgraph=True, options=options), *flags)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
     def row(dtype: torch.dtype) -> Tensor:

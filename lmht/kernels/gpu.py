@@ -223,4 +223,8 @@ def fire_backward(
             enable_fp_fusion=False,
         )
     totals = partial.sum(0)
-    return dx, totals[steps:].reshape(-1, steps), totals[:steps]
+    return (
+        dx,
+        totals[steps:].reshape(-1, steps).clone(),
+        totals[:steps].clone(),
+    )  # an operator's outputs share no memory

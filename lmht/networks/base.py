@@ -33,8 +33,8 @@ def checked_images(images: Tensor, channels: int, steps: int, frames: bool) -> T
 
 @torch.fx.wrap
 def repeat_in_time(x: Tensor, steps: int) -> Tensor:
-    """``[N, ...] -> [T*N, ...]``: the same current at every step (a view for one step)."""
-    return x if steps == 1 else x.expand(steps, *x.shape).flatten(0, 1)
+    """``[N, ...] -> [T*N, ...]``: the same current at every step (a view for one step), in the memory format of ``x``."""
+    return x if steps == 1 else torch.cat([x] * steps)
 
 
 class Network(nn.Module):
