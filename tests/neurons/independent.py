@@ -12,7 +12,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def _numpy(x: float | Tensor) -> Array:
-    return x.detach().cpu().to(torch.float64).numpy() if isinstance(x, Tensor) else np.float64(x)
+    return x.detach().cpu().to(torch.float64).numpy() if isinstance(x, Tensor) else np.array(x, dtype=np.float64)
 
 
 def _simulate(currents: Array, levels: int, theta: float, leak: float, v0: Array) -> tuple[Array, Array, Array]:
