@@ -361,13 +361,10 @@ def view(table: str, frame: pd.DataFrame, results: Results) -> View:
     columns = [(header, shown) for header, shown in columns if any(place.text for place in shown)]
     used = joined(dict.fromkeys(d for d in frame["dataset_used"] if d))
     same = any(own_data(row, resolve(row, results.profile)) for row in spec.row)
+    other = f" The paper's numbers are from other data ({joined(dict.fromkeys(frame['paper_dataset']))}), not to be compared."
     notes = [
         f"Ours: {used}, last epoch, mean ± 95 % confidence interval of the mean over the seeds (t distribution)."
-        + (
-            ""
-            if same
-            else f" The paper's numbers are from other data ({joined(dict.fromkeys(frame['paper_dataset']))}): do not compare them with ours."
-        )
+        + ("" if same else other)
     ]
     if any(header == "best test epoch" for header, _ in columns):
         notes.append("“Best test epoch” is the paper's protocol: the epoch is chosen on the test set.")

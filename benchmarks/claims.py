@@ -1,0 +1,347 @@
+"""The claims of ``specs/claims.toml``, each judged by its own rule on the runs in the store."""
+
+import io
+import itertools
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import Field, ValidationError, model_validator
+
+from benchmarks import spec
+from benchmarks.report import Results, half_width, joined, measures, number
+from benchmarks.spec import HERE, SpecError, Strict
+
+# worst first: a claim is as good as its worst part
+VERDICTS = ("not reproduced", "not run", "inconclusive", "reproduced")
+
+
+class Contrast(Strict):
+    """A second difference, of the same metric and table."""
+
+    of: str
+    minus: str
+
+
+class Part(Strict):
+    """One number and its bounds (how it is judged: head of ``claims.toml``)."""
+
+    says: str
+    each: list[list[dict[str, str]]] = Field(default=[])
+    table: str
+    metric: str
+    of: str
+    minus: str | None = None
+    minus_metric: str | None = None
+    relative: bool = False
+    less: Contrast | None = None
+    above: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    float64: bool = False  # left out where the profile makes no checks in float64
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Part":
+        if self.above is None and self.at_least is None and self.at_most is None:
+            raise ValueError(f"part {self.says!r} has no bound; give above, at_least or at_most")
+        if self.minus is None and (self.minus_metric or self.relative or self.less):
+            raise ValueError(f"part {self.says!r}: minus_metric, relative and less need minus")
+        return self
+
+    def expanded(self) -> Iterator["Part"]:
+        """One part for each combination of substitutions."""
+
+        def filled(value: Any, names: dict[str, str]) -> Any:
+            if isinstance(value, dict):
+                return {key: filled(inner, names) for key, inner in value.items()}
+            return value.format(**names) if isinstance(value, str) else value
+
+        for choice in itertools.product(*self.each):
+            names = {key: value for one in choice for key, value in one.items()}
+            try:
+                yield Part(**filled(self.model_dump(exclude={"each"}), names))
+            except KeyError as error:
+                raise SpecError(f"claims.toml, part {self.says!r}: no substitution for {{{error.args[0]}}}") from None
+
+    @property
+    def rule(self) -> str:
+        bounds = {">": self.above, "≥": self.at_least, "≤": self.at_most}
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None)
+
+    @property
+    def unit(self) -> str:
+        return "%" if self.relative or self.minus is None else "points" if "sops" not in self.metric else "G"
+
+    def judge(self, low: float, high: float) -> str:
+        """Verdict for a confidence interval."""
+        if (
+            (self.above is None or low > self.above)
+            and (self.at_least is None or low >= self.at_least)
+            and (self.at_most is None or high <= self.at_most)
+        ):
+            return "reproduced"
+        if (
+            (self.above is not None and high <= self.above)
+            or (self.at_least is not None and high < self.at_least)
+            or (self.at_most is not None and low > self.at_most)
+        ):
+            return "not reproduced"
+        return "inconclusive"
+
+
+class Claim(Strict):
+    """A statement that can fail: the conjunction of its parts."""
+
+    id: str
+    title: str
+    part: list[Part] = Field(min_length=1)
+
+
+class Claims(Strict):
+    """All claims, and the seeds and confidence that decide them."""
+
+    confidence: float = Field(gt=0, lt=1)
+    seeds: list[int] = Field(min_length=2)
+    claim: list[Claim]
+
+
+class _NotRunError(Exception):
+    pass
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Verdict on a part; ``mean`` and the ends of the interval are NaN if it was not run."""
+
+    part: Part
+    verdict: str
+    reason: str = ""
+    mean: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    values: tuple[float, ...] = ()
+    published: float = float("nan")
+    datasets: str = ""
+
+
+@dataclass(frozen=True)
+class JudgedClaim:
+    """Verdict on a claim, and on its parts."""
+
+    claim: Claim
+    parts: list[Judged]
+
+    @property
+    def verdict(self) -> str:
+        return min((part.verdict for part in self.parts), key=VERDICTS.index)
+
+    @property
+    def tally(self) -> str:
+        found = [part.verdict for part in self.parts]
+        return ", ".join(f"{found.count(v)} {v}" for v in reversed(VERDICTS) if v in found)
+
+
+def load(path: Path | None = None) -> Claims:
+    """The claims with all parts expanded, every table, row and metric in them known.
+
+    Raises:
+        SpecError: an unknown key, table, row or metric, or a name without substitution.
+    """
+    claims = spec.read(path or HERE / "specs" / "claims.toml", Claims)
+    try:
+        expanded = [c.model_copy(update={"part": [q for p in c.part for q in p.expanded()]}) for c in claims.claim]
+    except ValidationError as error:
+        raise SpecError(f"claims.toml is not valid: {error}") from error
+    for claim in expanded:
+        for part in claim.part:
+            rows = {row.id: row for row in spec.load_spec(part.table).row}
+            second = (part.less.of, part.less.minus) if part.less else ()
+            for row_id, metric in [(part.of, part.metric), (part.minus, part.minus_metric or part.metric)] + [
+                (row_id, part.metric) for row_id in second
+            ]:
+                if row_id is None:
+                    continue
+                if row_id not in rows:
+                    raise SpecError(f"claims.toml, {claim.id}: {part.table} has no row {row_id!r}")
+                if metric not in measures(part.table, rows[row_id]):
+                    raise SpecError(
+                        f"claims.toml, {claim.id}: row {row_id!r} of {part.table} has no metric {metric!r}; "
+                        f"it has {', '.join(measures(part.table, rows[row_id]))}"
+                    )
+    return claims.model_copy(update={"claim": expanded})
+
+
+def judge(claims: Claims, results: Results) -> list[JudgedClaim]:
+    """Verdicts on all claims."""
+    return [
+        JudgedClaim(
+            claim,
+            [
+                _judge(part, claims, results)
+                for part in claim.part
+                if not part.float64 or results.profile.float64_checks
+            ],
+        )
+        for claim in claims.claim
+    ]
+
+
+def _judge(part: Part, claims: Claims, results: Results) -> Judged:
+    rows = {row.id: row for row in spec.load_spec(part.table).row}
+    used = dict.fromkeys(spec.resolve(rows[r], results.profile).dataset for r in (part.of, part.minus) if r)
+    common: dict[str, Any] = {"published": _published(part, rows), "datasets": joined(used)}
+
+    def seeds_of(row_id: str, metric: str) -> pd.Series:
+        row = rows[row_id]
+        cell = spec.resolve(row, results.profile)
+        if results.of_cell(cell).empty:
+            raise _NotRunError(f"row {row_id}: {results.why_not_run(cell)}")
+        values = results.values(part.table, row, metric)
+        if values.empty:
+            raise _NotRunError(f"row {row_id}: {metric} was not measured")
+        if missing := [seed for seed in claims.seeds if seed not in values.index]:
+            raise _NotRunError(f"row {row_id}: the rule needs seeds {joined(claims.seeds)}; missing {joined(missing)}")
+        return values.loc[claims.seeds]
+
+    try:
+        values = _contrast(part, seeds_of)
+    except _NotRunError as error:
+        return Judged(part, "not run", str(error), **common)
+    mean, half = float(values.mean()), half_width(values, claims.confidence)
+    verdict = part.judge(mean - half, mean + half)
+    return Judged(part, verdict, "", mean, mean - half, mean + half, tuple(values), **common)
+
+
+def _contrast(part: Part, get: Any) -> Any:
+    """The part's number, from whatever ``get(row, metric)`` gives: our seeds or a published value."""
+    value = get(part.of, part.metric)
+    if part.minus is None:
+        return value
+    base = get(part.minus, part.minus_metric or part.metric)
+    value = 100 * (value - base) / base if part.relative else value - base
+    if part.less:
+        value = value - (get(part.less.of, part.metric) - get(part.less.minus, part.metric))
+    return value
+
+
+def _published(part: Part, rows: dict[str, spec.Row]) -> float:
+    """The same number from the paper's table, NaN where it prints none."""
+    paper = spec.published(part.table)
+
+    def get(row_id: str, metric: str) -> float:
+        column = "snn_accuracy_pct" if (part.table, metric) == ("table4", "accuracy_pct") else metric
+        lines = rows[row_id].published
+        return float(paper[column].iloc[lines[0] - 1] or "nan") if lines and column in paper else float("nan")
+
+    return float(_contrast(part, get))
+
+
+def frame(judged: list[JudgedClaim], results: Results, claims: Claims) -> pd.DataFrame:
+    """One line a claim, followed by its parts, as text."""
+    lines = []
+    for one in judged:
+        lines.append(
+            {
+                "claim": one.claim.id,
+                "part": "",
+                "statement": one.claim.title,
+                "verdict": one.verdict,
+                "reason": one.tally,
+                "profile": results.name,
+            }
+        )
+        for i, part in enumerate(one.parts, 1):
+            rows = part.part.of + (f" - {part.part.minus}" if part.part.minus else "")
+            if part.part.less:
+                rows += f" - ({part.part.less.of} - {part.part.less.minus})"
+            lines.append(
+                {
+                    "claim": one.claim.id,
+                    "part": str(i),
+                    "statement": part.part.says,
+                    "verdict": part.verdict,
+                    "reason": part.reason,
+                    "profile": results.name,
+                    "dataset_used": part.datasets,
+                    "table": part.part.table,
+                    "rows": rows,
+                    "metric": part.part.metric
+                    + (f" - {part.part.minus_metric}" if part.part.minus_metric else "")
+                    + (", relative" if part.part.relative else ""),
+                    "unit": part.part.unit,
+                    "rule": part.part.rule,
+                    "mean": number(part.mean),
+                    "ci95_low": number(part.low),
+                    "ci95_high": number(part.high),
+                    "n": str(len(part.values)),
+                    "seeds": joined(claims.seeds) if part.values else "",
+                    "per_seed": joined(number(value) for value in part.values),
+                    "published": number(part.published),
+                }
+            )
+    return pd.DataFrame(lines).fillna("")
+
+
+def interval(part: Judged) -> str:
+    """Mean and confidence interval as people read them."""
+    return "" if pd.isna(part.mean) else f"{part.mean:.2f} [{part.low:.2f}, {part.high:.2f}] {part.part.unit}"
+
+
+def markdown(judged: list[JudgedClaim], results: Results, claims: Claims) -> str:
+    """Verdicts as a Markdown page."""
+    lines = [
+        f"# Claims, judged on profile `{results.name}`",
+        "",
+        f"{results.profile.title}. Generated by `python -m benchmarks verify --write`, not by hand.",
+        f"The rules stand in `benchmarks/specs/claims.toml`: paired over seeds {joined(claims.seeds)},",
+        f"{claims.confidence:.0%} confidence interval of the mean (t distribution).",
+        "A verdict here is about the data and networks of this profile.",
+        "",
+        "| claim | verdict | parts |",
+        "|---|---|---|",
+        *(f"| {one.claim.id}: {one.claim.title} | **{one.verdict}** | {one.tally} |" for one in judged),
+        "",
+    ]
+    for one in judged:
+        lines += [
+            f"## {one.claim.id}",
+            "",
+            "| part | rule | ours | the paper's own | verdict |",
+            "|---|---|---|---:|---|",
+        ]
+        for part in one.parts:
+            paper = "" if pd.isna(part.published) else f"{part.published:.2f}"
+            verdict = part.verdict + (f": {part.reason}" if part.reason else "")
+            lines.append(f"| {part.part.says} | {part.part.rule} | {interval(part)} | {paper} | {verdict} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def write(judged: list[JudgedClaim], results: Results, claims: Claims, folder: Path) -> None:
+    """Write ``claims.csv`` and ``claims.md``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frame(judged, results, claims).to_csv(folder / "claims.csv", index=False, lineterminator="\n")
+    (folder / "claims.md").write_text(markdown(judged, results, claims))
+
+
+def committed(folder: Path) -> pd.DataFrame | None:
+    """The last committed ``claims.csv`` of a folder, else the file that lies there, None where there is none."""
+    path = folder / "claims.csv"
+    if not path.exists():
+        return None
+    known = subprocess.run(["git", "show", "HEAD:./claims.csv"], cwd=folder, capture_output=True, check=False)
+    return pd.read_csv(io.BytesIO(known.stdout) if known.returncode == 0 else path, dtype=str, keep_default_na=False)
+
+
+def flips(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:
+    """Claims and parts whose verdict is another than before; one that was or is not run is no flip."""
+    both = old.merge(new, on=["claim", "statement"], suffixes=("_old", "_new"))
+    changed = both[both["verdict_old"] != both["verdict_new"]]
+    return [
+        f"{line.claim}: {line.statement}: {line.verdict_old} -> {line.verdict_new}"
+        for line in changed.itertuples()
+        if "not run" not in (line.verdict_old, line.verdict_new)
+    ]
