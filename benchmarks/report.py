@@ -24,13 +24,13 @@ class Results:
 
     Attributes:
         seeds: one line a finished seed (:meth:`benchmarks.store.Store.seeds`), sorted by cell and seed.
-        failures: why cells have no finished seed, by cell hash.
+        failures: why seeds failed, by cell hash and seed.
     """
 
     name: str
     profile: Profile
     seeds: pd.DataFrame
-    failures: dict[str, str]
+    failures: dict[tuple[str, int], str]
 
     @classmethod
     def of(cls, store: Store) -> "Results":
@@ -55,11 +55,27 @@ class Results:
 
     def why_not_run(self, cell: Cell) -> str:
         """Why a cell has no finished seed."""
-        if cell.hash in self.failures:
-            return self.failures[cell.hash].replace(f"{HERE.parent}/", "")
-        if cell.ann and self.of_cell(cell.ann).empty and cell.ann.hash in self.failures:
+        if failed := self.failed_seeds(cell):
+            return list(failed.values())[-1]
+        if cell.ann and self.of_cell(cell.ann).empty and self.failed_seeds(cell.ann):
             return f"its quantised ANN was not run: {self.why_not_run(cell.ann)}"
         return "no finished seed in the store"
+
+    def failed_seeds(self, cell: Cell) -> dict[int, str]:
+        """Seeds of a cell that failed and have not finished since, with the reason."""
+        finished = self.of_cell(cell).index
+        return {
+            seed: reason.replace(f"{HERE.parent}/", "")
+            for (failed, seed), reason in self.failures.items()
+            if failed == cell.hash and seed not in finished
+        }
+
+    def status(self, cell: Cell) -> str:
+        """``run``, with the seeds that failed; or ``not run`` and why."""
+        if self.of_cell(cell).empty:
+            return f"not run: {self.why_not_run(cell)}"
+        failed = [f"seed {seed} failed: {reason}" for seed, reason in self.failed_seeds(cell).items()]
+        return "; ".join(["run", *failed])
 
 
 def measures(table: str, row: Row) -> dict[str, str]:
@@ -150,7 +166,7 @@ def ours(table: str, row: Row, spec: Spec, paper: pd.DataFrame, results: Results
             f"published_{column}": " / ".join(paper[column].iloc[i - 1] for i in row.published)
             for column in spec.published_columns
         },
-        "status": f"not run: {results.why_not_run(cell)}" if lines.empty else "run",
+        "status": results.status(cell),
         "n": str(len(lines)),
         "seeds": joined(lines.index),
     }
@@ -282,7 +298,11 @@ def result(line: Line) -> Shown:
     """Our final-epoch accuracy, or why there is none."""
     if line["status"] == NOT_OURS:
         return Shown("–")
-    return percent(line, "accuracy_pct") if line["status"] == "run" else Shown(line["status"])
+    if line["status"].startswith("not run"):
+        return Shown(line["status"])
+    shown = percent(line, "accuracy_pct")
+    failed = line["status"].removeprefix("run")
+    return Shown(f"{shown.text} ({failed[2:]})", shown.order) if failed else shown
 
 
 Column = tuple[str, Callable[[Line], Shown]]
@@ -376,7 +396,7 @@ def view(table: str, frame: pd.DataFrame, results: Results) -> View:
         columns=[header for header, _ in columns],
         numeric=[any(place.order is not None for place in shown) for _, shown in columns],
         lines=[[shown[i] for _, shown in columns] for i in range(len(lines))],
-        kinds=["published" if s == NOT_OURS else "ours" if s == "run" else "not run" for s in frame["status"]],
+        kinds=["published" if s == NOT_OURS else "not run" if s.startswith("not run") else "ours" for s in frame["status"]],
     )
 
 

@@ -109,12 +109,13 @@ class Store:
             ]
         )
 
-    def failures(self) -> dict[str, str]:
-        """Why cells failed, by cell hash; of several failures the latest."""
+    def failures(self) -> dict[tuple[str, int], str]:
+        """Why seeds failed, by cell hash and seed, in order of time; of several failures the latest."""
         with explained(self.uri):
             runs = self._search("tags.kind = 'seed' and attributes.status = 'FAILED'")
         runs = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
-        return {run.data.tags["cell"]: run.data.tags.get("failed", "no reason logged") for run in runs}
+        found = [((run.data.tags["cell"], int(run.data.tags["seed"])), run.data.tags.get("failed", "")) for run in runs]
+        return {key: reason or "no reason logged" for key, reason in found}
 
     def log_report(self, folder: Path) -> None:
         """Keep what was generated from the store beside it: artifacts of the run ``report`` in experiment ``<profile>/report``."""
