@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.neurons.broken import CAUGHT_BY
-from theorems.strategies import Case, cases, mixed_cases, quantised_cases
+from theorems.strategies import NO_LEAK, POWERS, Case, cases, mixed_cases, quantised_cases
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 30  # seconds for a broken neuron
@@ -106,12 +106,12 @@ def test_unusable_implementation_is_one_clear_error(theorems: Callable[..., Run]
 
 def test_report(theorems: Callable[..., Run], tmp_path: Path) -> None:
     """The same table on every run, on one process or two; a failure and a skip show."""
-    chosen = ["theorems/test_lemma_4_1.py", "theorems/test_theorem_4_4.py", "theorems/test_tgim_stbp.py"]
+    chosen = ["theorems/test_lemma_4_1.py", "theorems/test_tgim_stbp.py"]
     tables = []
     for number, extra in enumerate(([], ["-n", "2"], ["--impl", "tests.neurons.independent:only_mht"])):
         path = tmp_path / f"{number}.md"
-        run = subprocess.run([sys.executable, "-m", "pytest", *chosen, "-q", "--report", str(path), *extra], cwd=ROOT)
-        assert run.returncode == 0
+        run = theorems(*chosen, "--report", str(path), *extra)
+        assert run.code == pytest.ExitCode.OK, run.output
         tables.append(path.read_text())
     alone, spread, partial = tables
     assert alone == spread
@@ -124,7 +124,6 @@ def test_report(theorems: Callable[..., Run], tmp_path: Path) -> None:
 
 
 def test_every_test_names_its_statement(theorems: Callable[..., Run]) -> None:
-    assert "0 tests" not in theorems(*CORE, "--collect-only", "-m", "statement").output
     unnamed = theorems(*CORE, "--collect-only", "-m", "not statement")
     assert unnamed.code == pytest.ExitCode.NO_TESTS_COLLECTED, unnamed.output
 
@@ -154,24 +153,31 @@ def count(strategy: st.SearchStrategy[Case], examples: int = 200) -> Counter[str
     return seen
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    [cases(), cases(v0="any"), cases(spread=True), cases(uniform=True), mixed_cases()],
-    ids=["cases", "any start", "spread", "uniform", "mixed"],
-)
-def test_strategies_reach_the_hard_inputs(strategy: st.SearchStrategy[Case]) -> None:
-    seen = count(strategy)
-    for kind in ("tie", "negative", "saturated", "fires, not saturated"):
-        assert seen[kind] >= 0.05 * seen["potentials"], f"{kind}: {seen}"
-    for dtype in ("float64", "float32", "bfloat16", "float16"):
-        assert seen[f"torch.{dtype}"] >= 5, seen
+STRATEGIES = {
+    "cases": cases(),
+    "any start": cases(v0="any"),
+    "spread": cases(spread=True),
+    "uniform": cases(uniform=True),
+    "mixed": mixed_cases(),
+    "identity": mixed_cases(mixing="identity"),
+    "uniform T-GIM": mixed_cases(mixing="uniform", steps=POWERS, v0="half", leaks=NO_LEAK),
+}
+
+
+def test_strategies_reach_the_hard_inputs() -> None:
+    """Each strategy by itself every regime and dtype; all together every L and T often."""
+    total: Counter[str] = Counter()
+    for name, strategy in STRATEGIES.items():
+        seen = count(strategy)
+        for kind in ("tie", "negative", "saturated", "fires, not saturated"):
+            assert seen[kind] >= 0.03 * seen["potentials"], f"{name}, {kind}: {seen}"
+        for dtype in ("float64", "float32", "bfloat16", "float16"):
+            assert seen[f"torch.{dtype}"] >= 5, f"{name}: {seen}"
+        if name in ("mixed", "identity"):
+            assert seen["edge"] >= 0.1 * seen["potentials"], f"{name}: {seen}"
+        total += seen
     for size in range(1, 9):
-        assert min(seen[f"L = {size}"], seen[f"T = {size}"]) >= 3, seen
-
-
-def test_gradient_cases_reach_the_window_edges() -> None:
-    seen = count(mixed_cases())
-    assert seen["edge"] >= 0.02 * seen["potentials"], seen
+        assert min(total[f"L = {size}"], total[f"T = {size}"]) >= 50, total
 
 
 def test_quantised_cases_reach_ties_and_both_ends() -> None:

@@ -15,9 +15,7 @@ from theorems.strategies import NO_LEAK, POWERS, Case, as_tensor, float_cases, m
 
 STATEMENT = "T-GIM to QCFS"
 PAPER = "Omega = 1/T, lambda = 1, theta = vartheta/L, v(0) = theta/2"
-layers = mixed_cases(steps=POWERS, leaks=NO_LEAK, omega=uniform).map(
-    lambda case: replace(case, v0=(case.theta / 2,) * len(case.v0))
-)
+layers = mixed_cases(steps=POWERS, leaks=NO_LEAK, mixing="uniform", v0="half")
 
 
 def assert_quantised(case: Case, call: check.Call, tolerance: float = 0.0) -> None:

@@ -15,8 +15,8 @@ from theorems.strategies import POWERS, Case, identity, mixed_cases
 
 STATEMENT = "T-GIM to STBP"
 PAPER = "Omega = identity, L = 1"
-neurons = mixed_cases(levels=(1,), omega=identity)
-differentiable = mixed_cases(levels=(1,), omega=identity, dtypes=(torch.float64,), multiples=POWERS)
+neurons = mixed_cases(levels=(1,), mixing="identity")
+differentiable = mixed_cases(levels=(1,), mixing="identity", dtypes=(torch.float64,), multiples=POWERS)
 gradients = st.lists(
     st.integers(-4, 4), min_size=32, max_size=32
 )  # dLoss/dout, one for each of at most 8 steps x 4 neurons
