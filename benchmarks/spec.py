@@ -119,6 +119,7 @@ class Profile(Strict):
     qcfs_scale: float = Field(default=8.0, gt=0)
     float64_checks: bool = True
     threads: int | None = None
+    backend: Literal["auto", "eager", "compiled", "triton"] = "auto"
     direct: RecipeBook
     ann: RecipeBook
     finetune: RecipeBook
@@ -135,6 +136,7 @@ class Cell(Strict):
     qcfs_scale: float
     float64_checks: bool
     threads: int | None
+    backend: str
     start: Start | None = None
     ann: "Cell | None" = None
 
@@ -226,5 +228,6 @@ def _cell(row: Row, profile: Profile, neuron: NeuronSpec, book: RecipeBook, **up
         qcfs_scale=profile.qcfs_scale,
         float64_checks=profile.float64_checks,
         threads=profile.threads,
+        backend=profile.backend,
         **upstream,
     )
