@@ -396,7 +396,9 @@ def view(table: str, frame: pd.DataFrame, results: Results) -> View:
         columns=[header for header, _ in columns],
         numeric=[any(place.order is not None for place in shown) for _, shown in columns],
         lines=[[shown[i] for _, shown in columns] for i in range(len(lines))],
-        kinds=["published" if s == NOT_OURS else "not run" if s.startswith("not run") else "ours" for s in frame["status"]],
+        kinds=[
+            "published" if s == NOT_OURS else "not run" if s.startswith("not run") else "ours" for s in frame["status"]
+        ],
     )
 
 
