@@ -103,6 +103,38 @@ def run(
         raise typer.Exit(1)
 
 
+@app.command()
+def plan(
+    tables: TablesArgument = None,
+    profile: ProfileOption = "paper",
+    seeds: Annotated[int, typer.Option(min=1)] = 1,
+    tflops: Annotated[
+        float, typer.Option(min=0.001, help="what the GPU sustains on these networks, in 1e12 FLOP/s")
+    ] = 40.0,
+) -> None:
+    """What a profile would cost: images, MACs an image, GPU-hours and disk. Nothing is run."""
+    from benchmarks import plan as costs
+
+    try:
+        work = jobs_of(selection(tables), spec.load_profile(profile), seeds)
+    except spec.SpecError as error:
+        raise fail(error) from error
+    frame = costs.plan(work, tflops)
+    view = Table("table", "cell", "seeds", "training images", "GMACs an image", "GPU-hours", title=f"profile {profile}")
+    for (table, cell), lines in frame.groupby(["table", "cell"], sort=False):
+        first = lines.iloc[0]
+        hours = lines["gpu_hours"].sum()
+        view.add_row(table, cell, str(len(lines)), f"{first['images']:,}", f"{first['macs_g']:.3g}", f"{hours:.3g}")
+    console.print(view)
+    console.print(
+        f"{len(frame)} trainings, {frame['images'].sum():,} training images, {frame['gpu_hours'].sum():,.1f} GPU-hours at "
+        f"{tflops:g} TFLOP/s sustained (an assumption: change it with --tflops); disk: {costs.disk_gb(work):,.1f} GB of data, "
+        f"{frame['checkpoint_mb'].sum() / 1000:,.1f} GB of checkpoints",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def resolve_device(device: str) -> str:
     import torch
 

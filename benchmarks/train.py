@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -68,7 +68,18 @@ def activation(spec: NeuronSpec, qcfs_scale: float) -> Callable[[], nn.Module]:
     return factories[spec.kind]
 
 
-def network_of(cell: Cell, info: data.Data) -> Network:
+class Shape(Protocol):
+    """What a network needs to know of its data."""
+
+    @property
+    def classes(self) -> int: ...
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def frames(self) -> bool: ...
+
+
+def network_of(cell: Cell, info: Shape) -> Network:
     """The cell's network before training, a fine-tuned cell's before its conversion."""
     origin = cell.ann or cell
     return build(
