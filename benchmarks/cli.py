@@ -149,14 +149,18 @@ def resolve_device(device: str) -> str:
 def report(
     profile: ProfileOption = "digits",
     out: Annotated[Path, typer.Option(help="folder that gets one folder a profile")] = Path("results"),
+    readme: Annotated[
+        Path | None, typer.Option(help="file whose generated block is renewed; README.md for digits into results/")
+    ] = None,
 ) -> None:
     """Write tables, figures, verdicts and report.html from the store alone."""
     quiet()
-    from benchmarks import report as reporting
+    from benchmarks import page
 
+    if readme is None and (profile, out) == ("digits", Path("results")):
+        readme = Path("README.md")
     try:
-        store = Store(profile)
-        reporting.write(store, out)
+        page.write(Store(profile), out, readme)
     except (spec.SpecError, StoreError) as error:
         raise fail(error) from error
     console.print(f"written: {out / profile}", highlight=False)

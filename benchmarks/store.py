@@ -117,7 +117,7 @@ class Store:
         found = [((run.data.tags["cell"], int(run.data.tags["seed"])), run.data.tags.get("failed", "")) for run in runs]
         return {key: reason or "no reason logged" for key, reason in found}
 
-    def log_report(self, folder: Path) -> None:
+    def log_report(self, *folders: Path) -> None:
         """Keep what was generated from the store beside it: artifacts of the run ``report`` in experiment ``<profile>/report``."""
         with explained(self.uri):
             experiment = self._experiment("report")
@@ -125,7 +125,8 @@ class Store:
             tags = {"kind": "report", "profile": self.profile, "mlflow.runName": "report"}
             tags["mlflow.note.content"] = "Tables, figures, verdicts and report.html, generated from this store."
             run_id = found[0].info.run_id if found else self.client.create_run(experiment, tags=tags).info.run_id
-            self.client.log_artifacts(run_id, str(folder))
+            for folder in folders:
+                self.client.log_artifacts(run_id, str(folder), folder.name)
             self.client.set_terminated(run_id)
 
     def history(self, run_id: str, metric: str) -> pd.Series:
