@@ -438,9 +438,3 @@ def write_tables(results: Results, folder: Path) -> dict[str, View]:
         views[table] = view(table, frame, results)
         (folder / f"{table}.md").write_text(markdown(views[table], results))
     return views
-
-
-def write(store: Store, out: Path) -> None:
-    """Write everything generated for the store's profile below ``out``."""
-    results = Results.of(store)
-    write_tables(results, out / results.name)
