@@ -6,6 +6,9 @@
 import copy
 import itertools
 import math
+import os
+import queue
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -102,6 +105,7 @@ def run_cell(
     out: Path,
     ann: Path | None = None,
     data_workers: int = 0,
+    devices: int = 1,
 ) -> Iterator[Epoch | Result]:
     """Train and evaluate one cell with one seed.
 
@@ -111,6 +115,7 @@ def run_cell(
         data_workers: processes that load data sets too large for memory.
         out: file to write the checkpoint to (the state of the last epoch).
         ann: checkpoint of ``cell.ann`` with the same seed, for a fine-tuned cell.
+        devices: processes that share the training by DDP: each takes its part of every batch (and normalises over that part).
 
     Raises:
         data.DataError: a data set is missing or damaged.
@@ -119,17 +124,58 @@ def run_cell(
     if cell.threads:
         torch.set_num_threads(cell.threads)
     with use_backend(cell.backend):
-        yield from _train(cell, seed, root, device, out, ann, data_workers)
+        work = (cell, seed, root, device, out, ann, data_workers, devices)
+        yield from _train(*work) if devices == 1 else _in_processes(work, devices)
+
+
+def _in_processes(work: tuple[Any, ...], devices: int) -> Iterator[Epoch | Result]:
+    """One process a device; the first one's events are passed on."""
+    spawn = torch.multiprocessing.get_context("spawn")
+    events = spawn.Queue()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = torch.multiprocessing.spawn(_rank, (work, devices, port, events), devices, join=False)
+    event: Epoch | Result | None = None
+    while not isinstance(event, Result):
+        try:
+            event = events.get(timeout=1)
+        except queue.Empty:
+            ranks.join(timeout=0)  # raises what a process raised
+            continue
+        assert event is not None
+        yield event
+    while not ranks.join():
+        pass
+
+
+def _rank(rank: int, work: tuple[Any, ...], devices: int, port: int, events: Any) -> None:
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    cell: Cell = work[0]
+    torch.set_num_threads(cell.threads or max(1, torch.get_num_threads() // devices))
+    with use_backend(cell.backend):
+        for event in _train(*work):
+            if rank == 0:
+                events.put(event)
 
 
 def _train(
-    cell: Cell, seed: int, root: Path, device: str, out: Path, ann: Path | None, data_workers: int
+    cell: Cell, seed: int, root: Path, device: str, out: Path, ann: Path | None, data_workers: int, devices: int
 ) -> Iterator[Epoch | Result]:
     recipe = cell.recipe
-    fabric = Fabric(accelerator=device, devices=1, precision=recipe.precision)
+    strategy = "ddp" if devices > 1 else "auto"
+    fabric = Fabric(accelerator=device, devices=devices, strategy=strategy, precision=recipe.precision)
+    if devices > 1:
+        fabric.launch()
     torch.manual_seed(seed)
     info = data.load(cell.dataset, root=root, steps=cell.neuron.steps, augment=recipe.augment)
-    train, val, test = data.loaders(info, recipe.batch_size, seed=seed, workers=data_workers, device=fabric.device)
+    options: dict[str, Any] = {"seed": seed, "workers": data_workers, "device": fabric.device}
+    train, val, test = data.loaders(info, recipe.batch_size, **options)
+    if devices > 1:
+        if recipe.batch_size % devices:
+            raise TrainingError(f"a batch of {recipe.batch_size} can't be shared by {devices} devices; take a divisor")
+        part = recipe.batch_size // devices
+        train, _, _ = data.loaders(info, part, rank=fabric.global_rank, world=devices, **options)
     network, extra = network_of(cell, info), {}
     if cell.ann is not None:
         assert ann is not None, "a fine-tuned cell needs its quantised ANN's checkpoint"
@@ -158,8 +204,9 @@ def _train(
         for i, (x, y) in enumerate(itertools.islice(train, batches)):
             x, y = fabric.to_device((x, y))
             last = (i + 1) % recipe.accumulate == 0 or i + 1 == batches
-            loss = F.cross_entropy(forward(x), y, label_smoothing=recipe.label_smoothing)
-            fabric.backward(loss / recipe.accumulate)
+            with fabric.no_backward_sync(model, enabled=not last):
+                loss = F.cross_entropy(forward(x), y, label_smoothing=recipe.label_smoothing)
+                fabric.backward(loss / recipe.accumulate)
             if last:
                 for group in optimizer.param_groups:
                     group["lr"] = schedule(update)
@@ -168,7 +215,10 @@ def _train(
                 update += 1
             loss_sum += loss.detach() * len(y)
             images += len(y)
-        mean_loss = float(loss_sum) / images
+        images *= devices
+        total_loss = fabric.all_reduce(loss_sum, reduce_op="sum")
+        assert isinstance(total_loss, Tensor)
+        mean_loss = float(total_loss) / images
         if not math.isfinite(mean_loss):
             raise TrainingError(
                 f"{cell.name}, seed {seed}: the loss is {mean_loss} in epoch {epoch + 1}; lower the learning rate"

@@ -276,3 +276,15 @@ def test_gradient_accumulation_updates_once_a_group(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self, closure=None: steps.append(1))
     list(train.run_cell(cell, 0, root=tmp_path, device="cpu", out=tmp_path / "c.pt"))
     assert len(steps) == 2
+
+
+def test_two_processes_share_a_training_by_ddp(profile: spec.Profile, tmp_path: Path) -> None:
+    cell = spec.resolve(spec.load_spec("table1").row[2], profile)
+    events = list(train.run_cell(cell, 42, root=tmp_path, device="cpu", out=tmp_path / "c.pt", devices=2))
+    assert [type(event) for event in events] == [train.Epoch, train.Result]
+    alone = list(train.run_cell(cell, 42, root=tmp_path, device="cpu", out=tmp_path / "d.pt"))
+    first, second = events[0].metrics["loss"], alone[0].metrics["loss"]
+    assert first == pytest.approx(second, rel=0.2)  # batch statistics differ, so the losses do, a little
+    assert first != second
+    with pytest.raises(Exception, match="a batch of 64 can't be shared by 3 devices"):
+        list(train.run_cell(cell, 42, root=tmp_path, device="cpu", out=tmp_path / "e.pt", devices=3))
