@@ -21,6 +21,7 @@ from lmht import functional
 STYLE: Any = {
     "svg.hashsalt": "lmht",
     "svg.fonttype": "none",  # text stays text: searchable, and a third of the size
+    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.titleweight": "bold",

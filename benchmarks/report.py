@@ -300,9 +300,15 @@ def result(line: Line) -> Shown:
         return Shown("–")
     if line["status"].startswith("not run"):
         return Shown(line["status"])
-    shown = percent(line, "accuracy_pct")
-    failed = line["status"].removeprefix("run")
-    return Shown(f"{shown.text} ({failed[2:]})", shown.order) if failed else shown
+    return percent(line, "accuracy_pct")
+
+
+def seeds(line: Line) -> Shown:
+    """How many seeds the numbers come from, and how many failed."""
+    if line["n"] == "0":
+        return Shown("")
+    failed = line["status"].count("; seed ")
+    return Shown(line["n"] + (f", {failed} failed" if failed else ""), float(line["n"]))
 
 
 Column = tuple[str, Callable[[Line], Shown]]
@@ -321,7 +327,7 @@ def view_columns(table: str) -> list[Column]:
     shape = [text("L", "L"), text("T", "T")]
     paper = text("paper: accuracy %", "published_accuracy_pct")
     final: Column = "ours: accuracy %", result
-    seeds: Column = "seeds", lambda line: plain(line, "n") if line["n"] != "0" else Shown("")
+    counted: Column = "seeds", seeds
     others = [share("at best validation", "accuracy_at_best_validation_pct")]
     others += [share("best test epoch", "accuracy_best_test_epoch_pct")]
     cost: list[Column] = [("ours: SOPs", operations), ("ours: energy", energy)]
@@ -331,11 +337,11 @@ def view_columns(table: str) -> list[Column]:
                 text("paper: SOPs, G", "published_sops_g"),
                 text("paper: energy, mJ", "published_energy_mj"),
             ]
-            return [text("neuron", "label"), network, paper, *published_cost, final, *others, *cost, seeds]
+            return [text("neuron", "label"), network, paper, *published_cost, final, *others, *cost, counted]
         case "table2":
             published_cost = [text("paper: SOPs, G", "published_sops_g")]
             changed = [share("predictions changed %", "changed_pct"), share("in float64 %", "changed_float64_pct")]
-            return [text("stage", "label"), network, paper, *published_cost, final, *cost, *changed, seeds]
+            return [text("stage", "label"), network, paper, *published_cost, final, *cost, *changed, counted]
         case "table4":
             return [
                 text("method", "label"),
@@ -343,12 +349,12 @@ def view_columns(table: str) -> list[Column]:
                 text("paper: ANN %", "published_ann_accuracy_pct"),
                 text("paper: SNN %", "published_snn_accuracy_pct"),
                 share("ours: ANN %", "ann_accuracy_pct"),
+                ("ours: SNN %", result),
                 share("before fine-tuning %", "before_finetuning_accuracy_pct"),
                 share("agrees with ANN %", "before_finetuning_agree_pct"),
                 share("in float64 %", "before_finetuning_agree_float64_pct"),
-                ("ours: SNN %", result),
                 cost[0],
-                seeds,
+                counted,
             ]
         case "table_s1":
             shape = [text("L·T", "steps_total")]
@@ -362,7 +368,7 @@ def view_columns(table: str) -> list[Column]:
         final,
         *others,
         cost[0],
-        seeds,
+        counted,
     ]
 
 
@@ -389,6 +395,9 @@ def view(table: str, frame: pd.DataFrame, results: Results) -> View:
     if any(header == "best test epoch" for header, _ in columns):
         notes.append("“Best test epoch” is the paper's protocol: the epoch is chosen on the test set.")
     notes += [spec.note] if spec.note else []
+    statuses = [(line["label"], line["architecture"], line["status"]) for line in lines]
+    failed = [f"{label}, {network}: {status[5:]}" for label, network, status in statuses if status.startswith("run; ")]
+    notes += list(dict.fromkeys(failed))
     return View(
         table=table,
         title=spec.title,
