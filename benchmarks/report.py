@@ -279,6 +279,9 @@ def scaled(value: str, units: tuple[tuple[float, str], ...]) -> Shown:
 
 
 def operations(line: Line, name: str = "sops_g") -> Shown:
+    """Synaptic operations; an ANN has none."""
+    if line["neuron"] in ("relu", "qcfs"):
+        return Shown("")
     return scaled(line.get(f"{name}_mean", ""), ((1, "G"), (1e-3, "M"), (1e-6, "k")))
 
 
@@ -361,6 +364,7 @@ def view_columns(table: str) -> list[Column]:
     method = text("method", "label")
     return [
         text("the paper's data set", "paper_dataset"),
+        text("our data", "dataset_used"),
         method,
         network,
         *shape,
@@ -392,6 +396,8 @@ def view(table: str, frame: pd.DataFrame, results: Results) -> View:
         f"Ours: {used}, last epoch, mean ± 95 % confidence interval of the mean over the seeds (t distribution)."
         + ("" if same else other)
     ]
+    if len({row.dataset for row in spec.row}) > len(set(frame["dataset_used"]) - {""}):
+        notes.append("Rows that differ in the paper's data set alone share one run here.")
     if any(header == "best test epoch" for header, _ in columns):
         notes.append("“Best test epoch” is the paper's protocol: the epoch is chosen on the test set.")
     notes += [spec.note] if spec.note else []
