@@ -16,7 +16,7 @@ from tests.neurons.broken import CAUGHT_BY
 from theorems.strategies import NO_LEAK, POWERS, Case, cases, mixed_cases, quantised_cases
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 30  # seconds for a broken neuron
+LIMIT = 30  # seconds of processor time for a broken neuron
 
 
 class Run(NamedTuple):
@@ -46,11 +46,17 @@ def theorems() -> Iterator[Callable[..., Run]]:
 CORE = sorted(str(path) for path in Path("theorems").glob("test_*.py") if "networks" not in path.name)
 
 
-@pytest.mark.parametrize("neuron", ["broken:right", "independent:independent"])
-def test_right_neurons_pass(theorems: Callable[..., Run], neuron: str) -> None:
-    run = theorems(*CORE, "--impl", f"tests.neurons.{neuron}")
+def test_independent_neuron_passes(theorems: Callable[..., Run]) -> None:
+    run = theorems(*CORE, "--impl", "tests.neurons.independent:independent")
     assert run.code == pytest.ExitCode.OK, run.output
     assert "skipped" not in run.output
+
+
+@pytest.mark.parametrize("statement", ["contract", "gradients"])
+def test_the_broken_neurons_base_passes(theorems: Callable[..., Run], statement: str) -> None:
+    """So that it is the one fault that makes a broken neuron fail."""
+    run = theorems(f"theorems/test_{statement}.py", "--impl", "tests.neurons.broken:right")
+    assert run.code == pytest.ExitCode.OK, run.output
 
 
 @pytest.mark.parametrize(("neuron", "statement"), [(cls.__name__, names[0]) for cls, names in CAUGHT_BY.items()])
@@ -110,7 +116,7 @@ def test_report(theorems: Callable[..., Run], tmp_path: Path) -> None:
     tables = []
     for number, extra in enumerate(([], ["-n", "2"], ["--impl", "tests.neurons.independent:only_mht"])):
         path = tmp_path / f"{number}.md"
-        run = theorems(*chosen, "--report", str(path), *extra)
+        run = theorems(*chosen, "-k", "necessity or multi_level or differ or forward", "--report", str(path), *extra)
         assert run.code == pytest.ExitCode.OK, run.output
         tables.append(path.read_text())
     alone, spread, partial = tables
@@ -128,7 +134,7 @@ def test_every_test_names_its_statement(theorems: Callable[..., Run]) -> None:
     assert unnamed.code == pytest.ExitCode.NO_TESTS_COLLECTED, unnamed.output
 
 
-def count(strategy: st.SearchStrategy[Case], examples: int = 200) -> Counter[str]:
+def count(strategy: st.SearchStrategy[Case], examples: int = 100) -> Counter[str]:
     """What the potentials of a strategy's cases really are, whatever label they were drawn under."""
     seen: Counter[str] = Counter()
 
@@ -172,12 +178,12 @@ def test_strategies_reach_the_hard_inputs() -> None:
         for kind in ("tie", "negative", "saturated", "fires, not saturated"):
             assert seen[kind] >= 0.03 * seen["potentials"], f"{name}, {kind}: {seen}"
         for dtype in ("float64", "float32", "bfloat16", "float16"):
-            assert seen[f"torch.{dtype}"] >= 5, f"{name}: {seen}"
+            assert seen[f"torch.{dtype}"] >= 3, f"{name}: {seen}"
         if name in ("mixed", "identity"):
             assert seen["edge"] >= 0.1 * seen["potentials"], f"{name}: {seen}"
         total += seen
     for size in range(1, 9):
-        assert min(total[f"L = {size}"], total[f"T = {size}"]) >= 50, total
+        assert min(total[f"L = {size}"], total[f"T = {size}"]) >= 20, total
 
 
 def test_quantised_cases_reach_ties_and_both_ends() -> None:

@@ -6,9 +6,9 @@ The command line is the user's own; only the seconds that imports take are saved
 import importlib
 import json
 import os
+import resource
 import sys
 import tempfile
-import time
 
 import pytest
 
@@ -17,8 +17,14 @@ for module in ("hypothesis", "torch", "lmht"):
     importlib.import_module(module)
 
 
+def processor_seconds() -> float:
+    """Of all children that have ended: a busy machine doesn't make a neuron slow."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def run(arguments: list[str]) -> dict[str, object]:
-    start = time.perf_counter()
+    before = processor_seconds()
     with tempfile.TemporaryFile() as output:
         child = os.fork()
         if not child:
@@ -29,7 +35,7 @@ def run(arguments: list[str]) -> dict[str, object]:
             os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         output.seek(0)
-        return {"code": code, "seconds": time.perf_counter() - start, "output": output.read().decode()}
+        return {"code": code, "seconds": processor_seconds() - before, "output": output.read().decode()}
 
 
 if __name__ == "__main__":
