@@ -172,12 +172,15 @@ def test_no_neuron_or_one(backend: str, shape: tuple[int, ...]) -> None:
     assert_equal(lmht(kernels.lmht, grad, inputs, **arguments), lmht(functional.lmht, grad, inputs, **arguments))
 
 
-def test_two_runs_agree_bitwise(backend: str) -> None:
-    inputs = torch.randn(2, 300_001), torch.rand(2, 2), torch.tensor(0.9)
-    grad, arguments = torch.randn(2, 300_001), {"levels": 2, "theta": 1.0, "v0": 0.5}
+@pytest.mark.parametrize("steps", [2, 4])
+def test_two_runs_agree_bitwise(backend: str, steps: int) -> None:
+    inputs = torch.randn(steps, 300_001), torch.rand(steps, steps), torch.tensor(0.9)
+    grad, arguments = torch.randn(steps, 300_001), {"levels": 2, "theta": 1.0, "v0": 0.5}
     first = lmht(kernels.lmht, grad, inputs, **arguments)
     for _ in range(3):
         assert_equal(lmht(kernels.lmht, grad, inputs, **arguments), first)
+    want = lmht(functional.lmht, *(grad.double(), tuple(value.double() for value in inputs)), **arguments)
+    assert (first[2] - want[2]).abs().max() <= 1e-4 * want[2].abs().max()
 
 
 def test_nan_and_infinity(backend: str) -> None:
@@ -315,7 +318,7 @@ def step(size):
 
 with kernels.use_backend("compiled"):
     step(10_000)
-    print(step(4_000_001))
+    print(step(8_000_001))
 """
 
 
@@ -340,7 +343,7 @@ def copies(network: nn.Module, images: Tensor) -> list[str]:
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
 def test_network_without_hidden_copies(cpu: None, last: bool) -> None:
     """The SNN copies what the ReLU network on the same folded batch copies, and repeats the stem's output once."""
-    images = torch.randn(4, 3, 16, 16)
+    images = torch.randn(4, 3, 32, 32)
     snn, ann = (
         resnet(20, activation, classes=10, steps=steps) for activation, steps in ((lambda: LMHT(2, 2), 2), (nn.ReLU, 1))
     )
@@ -360,7 +363,8 @@ def test_network_without_hidden_copies(cpu: None, last: bool) -> None:
     for copy in copies(ann, images.repeat(2, 1, 1, 1)):
         if copy in extra:
             extra.remove(copy)
-    assert not extra
+    # the average pool hands its gradient back in the plain format, which the last neuron brings into its own
+    assert extra == (["aten::copy_ [2, 4, 64, 8, 8]"] if last else [])
 
 
 def test_choice() -> None:

@@ -20,6 +20,9 @@ Rows = tuple[Tensor, ...]
 EXAMPLE = 1 << 16  # elements of the example a kernel is generated from: enough for Inductor to decide on threads
 SMALLEST = 4097  # fewer are padded: below it Inductor generates another kernel, which sums without its cascade
 
+# From T = 3 on Inductor splits dx and the sums into several loops, with rows between them: they run block by block, in the cache.
+BLOCK = 1 << 17
+
 
 def available() -> bool:
     """Whether the C++ compiler that Inductor would call exists."""
@@ -62,7 +65,7 @@ def backward(
     leak: Tensor,
     v0: Tensor,
     constants: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     theta, levels, low, high = constants.unbind()
     dtype, xs = xs[0].dtype, tuple(x.to(leak.dtype) for x in xs)
     steps, v = range(len(xs)), v0.to(leak.dtype)
@@ -85,14 +88,10 @@ def backward(
             for t in steps[1:]:
                 dx = dx + omega[t, j] * dms[t]
             dxs.append(dx)
-    dleak = [(dms[t] * befores[t]).sum() for t in steps] if parameters else []
-    domega = [(dm * x).sum() for dm in dms for x in xs] if parameters and omega is not None else []
-    empty = leak.new_empty(0)
-    return (
-        torch.stack(dxs).to(dtype),
-        torch.stack(domega) if domega else empty,
-        torch.stack(dleak) if dleak else empty,
-    )
+    sums = [(dms[t] * befores[t]).sum() for t in steps] if parameters else []
+    if parameters and omega is not None:
+        sums += [(dm * x).sum() for dm in dms for x in xs]
+    return torch.stack(dxs).to(dtype), sums  # stacked outside: a loop that also gathers its sums is split in two
 
 
 @functools.cache
@@ -111,8 +110,8 @@ def kernel(
     """
     # Dynamo counts recompilations for each code object, so each kernel gets its own
     code = function.__code__.replace(co_name=f"{function.__name__}_{steps}")
-    own, options = FunctionType(code, function.__globals__), {"cpp.threads": threads}
-    compiled = functools.partial(torch.compile(own, fullgraph=True, options=options), *flags)
+    own = FunctionType(code, function.__globals__)
+    compiled = functools.partial(torch.compile(own, fullgraph=True, options={"cpp.threads": threads}), *flags)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
     def row(dtype: torch.dtype) -> Tensor:
@@ -158,5 +157,17 @@ def fire_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``dx [T, M]``, ``domega [T, T]``, ``dleak [T]``; the last two empty without ``parameters``, or without Omega."""
     steps, size = x.shape
-    dx, domega, dleak = run(backward, (chain, parameters), [grad, x], omega, leak, v0, constants)
-    return dx[:, :size].contiguous(), domega.reshape(-1, steps), dleak
+    block = BLOCK if parameters and steps > 2 and size > BLOCK else size
+    totals = []
+    dx = torch.empty(steps, size, dtype=x.dtype) if block < size else x
+    for start in range(0, size, block):
+        columns = slice(start, start + block)
+        matrices, v = [grad[:, columns], x[:, columns]], v0[columns] if v0.dim() else v0
+        part, sums = run(backward, (chain, parameters), matrices, omega, leak, v, constants)
+        if block < size:
+            dx[:, columns] = part[:, : size - start]
+        else:
+            dx = part[:, :size].contiguous()
+        totals.append(torch.stack(sums) if sums else leak.new_empty(0))
+    total = torch.stack(totals).sum(0)
+    return dx, total[steps:].reshape(-1, steps).clone(), total[:steps].clone()
