@@ -224,7 +224,7 @@ def accuracy_against_latency(results: Results) -> Iterator[Named]:
             style: Any = {"fmt": "o-", "ms": 5, "capsize": 2, "label": "QCFS converted to IF, T = x"}
             panel.errorbar(means[:, 0], means[:, 1], means[:, 2], color=ORANGE, **style)
             ann = float(results.values("table4", converted[0], "ann_accuracy_pct").mean())
-            panel.axhline(ann, color=GREEN, ls="--", lw=1.5, label=f"quantised ANN, Tq = {tq}")
+            panel.axhline(ann, color=GREEN, ls="--", lw=1.5, label="quantised ANN")
         for start, color, marker in [("exact", BLUE, "D"), ("algorithm1", RED, "X")]:
             tuned = [row for row in rows if row.start == start]
             for k, row in enumerate(tuned):
