@@ -126,6 +126,8 @@ def test_ties_fall_as_in_the_reference(backend: str) -> None:
         for levels in (4, 9001):
             arguments = {"levels": levels, "theta": theta, "omega": omega, "leak": leak, "v0": theta / 2}
             assert torch.equal(kernels.lmht(x, **arguments), functional.lmht(x, **arguments))
+            alone = {"levels": levels, "theta": theta}  # here m(1) is the multiple itself
+            assert torch.equal(kernels.mht(x[:1], **alone), functional.mht(x[:1], **alone)[0] * theta)
 
 
 @pytest.mark.parametrize("temporal_gradient", [True, False])
