@@ -74,9 +74,13 @@ def run(
     devices: Annotated[int, typer.Option(min=1, help="GPUs (processes on a CPU) that share each training by DDP")] = 1,
     data_root: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
     data_workers: Annotated[int, typer.Option(min=0, help="processes that load and augment large data sets")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="of latency: tiny sizes, to try the harness")] = False,
 ) -> None:
-    """Train and evaluate what the store does not hold yet; finished seeds are never trained again."""
+    """Train and evaluate what the store does not hold yet; finished seeds are never trained again. Or: run latency."""
     quiet()
+    if tables == ["latency"]:
+        run_latency(device, quick)
+        return
     try:
         chosen = spec.load_profile(profile)
         device = resolve_device(device)
@@ -103,6 +107,17 @@ def run(
         console.print(f"[yellow]not run[/yellow] ({cells} cells): {reason}", highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+def run_latency(device: str, quick: bool) -> None:
+    from benchmarks.latency import record
+
+    try:
+        code = record.run(Store("latency"), resolve_device(device), quick)
+    except (spec.SpecError, StoreError) as error:
+        raise fail(error) from error
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -149,23 +164,30 @@ def resolve_device(device: str) -> str:
 
 @app.command()
 def report(
+    what: Annotated[str, typer.Argument(help="tables | latency")] = "tables",
     profile: ProfileOption = "digits",
     out: Annotated[Path, typer.Option(help="folder that gets one folder a profile")] = Path("results"),
     readme: Annotated[
         Path | None, typer.Option(help="file whose generated block is renewed; README.md for digits into results/")
     ] = None,
 ) -> None:
-    """Write tables, figures, verdicts and report.html from the store alone."""
+    """Write tables, figures, verdicts and report.html from the store alone; or the latency tables."""
     quiet()
     from benchmarks import page
+    from benchmarks.latency import tables as latency
 
+    if what not in ("tables", "latency"):
+        raise fail(spec.SpecError(f"unknown report {what!r}; known: tables, latency"))
     if readme is None and (profile, out) == ("digits", Path("results")):
         readme = Path("README.md")
     try:
-        page.write(Store(profile), out, readme)
+        if what == "latency":
+            latency.write(Store("latency"), out)
+        else:
+            page.write(Store(profile), out, readme)
     except (spec.SpecError, StoreError) as error:
         raise fail(error) from error
-    console.print(f"written: {out / profile}", highlight=False)
+    console.print(f"written: {out / ('latency-*' if what == 'latency' else profile)}", highlight=False)
 
 
 @app.command()

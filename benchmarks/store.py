@@ -129,6 +129,29 @@ class Store:
                 self.client.log_artifacts(run_id, str(folder), folder.name)
             self.client.set_terminated(run_id)
 
+    def log_latency(self, device: str, params: dict[str, Any], metrics: dict[str, float], record: Path) -> None:
+        """One finished run in the experiment of a device, with pytest-benchmark's JSON file."""
+        with explained(self.uri):
+            tags = provenance() | {"kind": "latency", "mlflow.runName": "quick" if params["quick"] else "latency"}
+            run_id = self.client.create_run(self._experiment(device), tags=tags).info.run_id
+            self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+            self.client.log_artifact(run_id, str(record))
+            names = sorted(metrics)
+            for start in range(0, len(names), 1000):  # MLflow takes no more at once
+                self._log(run_id, {name: metrics[name] for name in names[start : start + 1000]}, 0)
+            self.client.set_terminated(run_id)
+
+    def latency(self, device: str, record: str, into: Path) -> tuple[dict[str, str], Path] | None:
+        """Params and JSON file of a device's latest finished run: of a quick one only if there is no other. None without any."""
+        with explained(self.uri):
+            runs = self._search("tags.kind = 'latency' and attributes.status = 'FINISHED'")
+            found = self.client.get_experiment_by_name(f"{self.profile}/{device}")
+            runs = [run for run in runs if found and run.info.experiment_id == found.experiment_id]
+            if not runs:
+                return None
+            run = max(runs, key=lambda run: (run.data.params["quick"] == "False", run.info.start_time, run.info.run_id))
+            return run.data.params, Path(self.client.download_artifacts(run.info.run_id, record, str(into)))
+
     def history(self, run_id: str, metric: str) -> pd.Series:
         """A metric of one run by epoch."""
         with explained(self.uri):

@@ -209,7 +209,7 @@ Case = NeuronCase | NetworkCase
 
 
 class Jelly(nn.Module):
-    """SpikingJelly's neuron, on the backend that it chooses: ``IFNode`` at L = 1, else ``ILIFNode``. No T-GIM, spikes of height 1."""
+    """SpikingJelly's neuron on the backend it chooses: ``IFNode`` at L = 1, else ``ILIFNode``. No T-GIM, spikes of height 1."""
 
     def __init__(self, levels: int, steps: int, folded: bool = True) -> None:
         super().__init__()

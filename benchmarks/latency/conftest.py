@@ -1,4 +1,4 @@
-"""Options and fixtures of the latency tests. What a red check keeps from being timed is listed in the JSON file as refused."""
+"""Options and fixtures of the latency tests. What could not be timed is listed in the JSON file as left out."""
 
 import functools
 import os
@@ -11,7 +11,7 @@ import torch
 from benchmarks.latency import cases, measure
 
 NO_GPU = "not run: no GPU"
-REFUSED: pytest.StashKey[dict[str, str]] = pytest.StashKey()
+LEFT_OUT: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 PROFILES: pytest.StashKey[dict[str, dict[str, dict[str, float]]]] = pytest.StashKey()
 
 
@@ -27,7 +27,7 @@ def device(config: pytest.Config) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[REFUSED], config.stash[PROFILES] = {}, {}
+    config.stash[LEFT_OUT], config.stash[PROFILES] = {}, {}
     if device(config) == "cpu":
         if not config.getoption("--quick"):
             torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -53,7 +53,7 @@ def names(case: cases.Case) -> list[str]:
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
     chosen = device(config)
     output_json["latency"] = {
-        "refused": config.stash[REFUSED],
+        "left_out": config.stash[LEFT_OUT],
         "device": chosen,
         "device_name": torch.cuda.get_device_name()
         if chosen == "cuda"
@@ -77,8 +77,8 @@ def measured(pytestconfig: pytest.Config) -> Callable[[cases.Case], measure.Meas
         refused = case.refused()
         contenders = {name: call for name, call in case.contenders().items() if name not in refused}
         found = measure.interleaved(contenders, case.device, case.seconds)
-        for name, reason in refused.items():
-            found.failed[name] = pytestconfig.stash[REFUSED][f"{case}-{name}"] = f"check failed: {reason}"
+        found.failed |= {name: f"check failed: {reason}" for name, reason in refused.items()}
+        pytestconfig.stash[LEFT_OUT] |= {f"{case}-{name}": reason for name, reason in found.failed.items()}
         if isinstance(case, cases.NetworkCase) and case.profiled:
             wanted: list[str] = [name for name in ("relu", "lmht") if name in found.seconds]
             spent = {name: measure.shares(contenders[name], case.device, cases.GROUPS) for name in wanted}

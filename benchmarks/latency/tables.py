@@ -1,0 +1,415 @@
+"""``results/latency-<device>.csv``, ``.md`` and the roofline figure: a pure function of the store's latest run on each device."""
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from benchmarks import figures
+from benchmarks.latency.record import RECORD
+from benchmarks.store import Store
+
+DEVICES = {"cpu": "not run", "cuda": "not run: no GPU"}
+BEYOND_L2 = 1 << 28  # bytes of an input that no L2 cache holds a part of worth counting
+SIZES = 1 << 18  # neurons from which on the scaling is fitted: below it the call, not the pass over memory, is timed
+COLUMNS = ["kind", "mode", "architecture", "width", "batch", "size", "L", "T", "dtype", "N", "input_bytes", "contender"]
+COLUMNS += [
+    "backend",
+    "rounds",
+    "p50_ms",
+    "p95_ms",
+    "peak_mb",
+    "gb_s",
+    "times_floor",
+    "times_fused",
+    "times_relu",
+    "status",
+]
+VARIANTS = {  # networks, as they are named in the tables; the naive and the SpikingJelly network they are compared with
+    "relu": ("ReLU ANN", None, None),
+    "qcfs": ("QCFS ANN", None, None),
+    "if": ("IF, {one} steps", None, "spikingjelly-if"),
+    "lmht": ("LM-HT", "lmht-naive", "spikingjelly-ilif"),
+    "reparameterised": ("reparameterised, {one} steps", None, None),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One device's run: params, and one line for each contender of each case."""
+
+    params: dict[str, str]
+    lines: pd.DataFrame
+    profiles: dict[str, dict[str, dict[str, float]]]
+
+    def neurons(self, mode: str, **wanted: Any) -> pd.DataFrame:
+        """Measured lines of a neuron mode, by contender; ``wanted`` are columns and their values."""
+        found = self.lines[(self.lines["kind"] == "neuron") & (self.lines["mode"] == mode)]
+        for column, value in wanted.items():
+            found = found[found[column] == value]
+        return found
+
+    def ratio(self, contender: str, column: str, **wanted: Any) -> float:
+        """One ratio of one case, NaN if it was not measured."""
+        found = self.lines[self.lines["contender"] == contender]
+        for key, value in wanted.items():
+            found = found[found[key] == value]
+        return float(found[column].iloc[0]) if len(found) == 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What the project set out to reach; ``at_most`` says on which side of the bound is good."""
+
+    text: str
+    value: Callable[[Run], float]
+    bound: float
+    at_most: bool = True
+
+    def line(self, run: Run) -> str:
+        value = self.value(run)
+        if math.isnan(value):
+            return f"| {self.text} | {self.limit} | | not measured |"
+        met = value <= self.bound if self.at_most else value >= self.bound
+        return f"| {self.text} | {self.limit} | {value:.3g} | {'met' if met else 'not met'} |"
+
+    @property
+    def limit(self) -> str:
+        return f"{'≤' if self.at_most else '≥'} {self.bound:g}"
+
+
+def write(store: Store, out: Path) -> None:
+    """Write the files of every device; one without a run gets files that say so.
+
+    Raises:
+        StoreError: the store can't be read.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for device, reason in DEVICES.items():
+        run = load(store, device)
+        path = out / f"latency-{device}"
+        if run is None:
+            pd.DataFrame([{"status": reason}], columns=COLUMNS).to_csv(path.with_suffix(".csv"), index=False)
+            text = f"# Latency, {device}\n\n{reason}. `tox run -e gpu` on a machine with one fills this page.\n"
+            path.with_suffix(".md").write_text(text if device == "cuda" else text.split("`")[0].strip() + "\n")
+            continue
+        run.lines[COLUMNS].to_csv(path.with_suffix(".csv"), index=False, float_format="%.4g")
+        path.with_suffix(".md").write_text(page(run, device))
+        with matplotlib.rc_context(figures.STYLE):
+            figures.save(roofline(run), out / "figures", f"roofline-{device}")
+
+
+def load(store: Store, device: str) -> Run | None:
+    with tempfile.TemporaryDirectory() as folder:
+        found = store.latency(device, RECORD, Path(folder))
+        if found is None:
+            return None
+        params, file = found
+        record = json.loads(file.read_text())
+    return Run(params, frame(record), record["latency"]["profiles"])
+
+
+def frame(record: dict[str, Any]) -> pd.DataFrame:
+    """One line for each contender of each case: figures, or the reason why there are none."""
+    lines, cases = [], {}
+    for benchmark in record["benchmarks"]:
+        one = dict(benchmark["extra_info"])
+        ratios = one.pop("ratios")
+        cases[one["case"]] = {k: v for k, v in one.items() if k not in ("contender", "p50", "p95", "peak_bytes")}
+        one |= {f"times_{other}": ratios.get(other) for other in ("floor", "fused", "relu", "lmht", "if")}
+        one |= {"p50_ms": one["p50"] * 1e3, "p95_ms": one["p95"] * 1e3, "peak_mb": one["peak_bytes"] / 1e6}
+        if one["kind"] == "neuron":
+            one["gb_s"] = one["moved_bytes"] / one["p50"] / 1e9
+        lines.append(one | {"rounds": benchmark["stats"]["rounds"], "status": "measured"})
+    for name, reason in record["latency"]["left_out"].items():
+        case = next((case for case in cases if name.startswith(f"{case}-")), None)
+        if case:
+            lines.append(cases[case] | {"contender": name.removeprefix(f"{case}-"), "status": f"no figure: {reason}"})
+    found = pd.DataFrame(lines)
+    found = found.reindex(columns=[*COLUMNS, "case", "times_lmht", "times_if", "peak_bytes"])
+    whole = ["L", "T", "N", "batch", "size", "rounds", "input_bytes", "peak_bytes"]
+    return found.astype(dict.fromkeys(whole, "Int64"))
+
+
+# The page -----------------------------------------------------------------------------------------------------------------
+
+
+def page(run: Run, device: str) -> str:
+    p = run.params
+    quick = (
+        ["**Quick run: tiny sizes, to try the harness; nothing here is a result.**", ""] if p["quick"] == "True" else []
+    )
+    head = [f"# Latency, {device}", "", *quick]
+    head += [
+        f"{p['device_name']}; {p['machine']}; {p['threads']} threads; torch {p['torch']}, Python {p['python']}; SpikingJelly "
+        f"{p['spikingjelly']}; commit {p['commit'][:12]}{', with uncommitted changes' if p['dirty'] == 'True' else ''}; "
+        f"{p['measured']}. `python -m benchmarks report latency` writes this page from the store.",
+        "",
+        "Contenders of a case are timed in one run, in turn, round by round; a ratio is the median over the rounds of two times "
+        "of one round. *Floor*: a copy of the bytes that must move, `x.clone()` forward (1 read, 1 write), `torch.add(x, grad)` "
+        "backward (2 reads, 1 write); all sides allocate their results afresh and free them. *Naive*: `lmht.functional`, "
+        "eager. *SpikingJelly*: `IFNode` at L = 1, else `ILIFNode`, on the backend it chooses; it has no T-GIM, so it computes "
+        "less. GB/s: the floor's bytes by the time. *Peak*: allocated above input and incoming gradient; 2.00 inputs are output "
+        "and gradient. A figure of a fused backend exists only where its outputs and gradients equal the naive ones in float64.",
+        "",
+    ]
+    body = [*aims(run, device), *neuron_tables(run), *network_tables(run), *profile_tables(run)]
+    return "\n".join([*head, *body]).rstrip() + "\n"
+
+
+def aims(run: Run, device: str) -> list[str]:
+    lines = ["## Aims", "", *heading("aim", "bound", "measured", "")]
+    return [*lines, *(aim.line(run) for aim in [*AIMS[device], *SCALING]), "", *scaling_notes(run)]
+
+
+def row(cells: Iterable[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def heading(*names: str) -> list[str]:
+    return [row(names), "|" + "---|" * len(names)]
+
+
+def neuron_tables(run: Run) -> list[str]:
+    lines = ["## LM-HT neuron", "", "N neurons, T steps, L levels; Omega and lambda trained.", ""]
+    neurons = run.lines[run.lines["kind"] == "neuron"]
+    columns = ["N", "T", "L", "backend", "p50 ms", "p95 ms", "GB/s", "÷ floor", "naive ÷ fused", "SpikingJelly ÷ fused"]
+    for (dtype, mode), group in neurons.groupby(["dtype", "mode"], sort=False):
+        lines += [f"### {mode}, {dtype}", "", *heading(*columns, "peak, inputs", "rounds")]
+        for (n, steps, levels), case in group.groupby(["N", "T", "L"]):
+            by = case.set_index("contender")
+            fused = by.loc["fused"]
+            cells = [f"{n:,}", steps, levels, fused["backend"]]
+            if fused["status"] != "measured":
+                lines.append(row([*cells, fused["status"], *[""] * 7]))
+                continue
+            cells += [figure(fused[name]) for name in ("p50_ms", "p95_ms", "gb_s", "times_floor")]
+            cells += [compared(by, name, "times_fused", run) for name in ("naive", "spikingjelly")]
+            lines.append(row([*cells, f"{fused['peak_bytes'] / fused['input_bytes']:.2f}", fused["rounds"]]))
+        lines.append("")
+    return lines
+
+
+def network_tables(run: Run) -> list[str]:
+    networks = run.lines[run.lines["kind"] == "network"]
+    if networks.empty:
+        return []
+    first = networks.iloc[0]
+    lines = [
+        "## Networks",
+        "",
+        f"LM-HT at L = {first['L']}, T = {first['T']}, {first['dtype']}, channels_last, random images; a training step is "
+        "forward, cross-entropy, backward, SGD. ÷ ANN: by the ReLU ANN's time, which is a network's floor.",
+        "",
+    ]
+    columns = ["network", "width, images", "variant", "p50 ms", "p95 ms", "÷ ANN", "÷ ANN ÷ steps", "naive ÷ fused"]
+    for mode, group in networks.groupby("mode", sort=False):
+        lines += [f"### {mode}", "", *heading(*columns, "SpikingJelly ÷ fused", "peak MB", "rounds")]
+        for _, case in group.groupby("case", sort=False):
+            by = case.set_index("contender")
+            for name, (title, naive, jelly) in VARIANTS.items():
+                if name not in by.index:
+                    continue
+                one = by.loc[name]
+                many = one["L"] * one["T"]
+                steps = {"relu": 1, "qcfs": 1, "lmht": one["T"]}.get(name, many)
+                images = f"{one['width']:g}, {one['batch']} x {one['size']}²"
+                cells = [one["architecture"], images, title.format(one=many)]
+                if one["status"] != "measured":
+                    lines.append(row([*cells, one["status"], *[""] * 7]))
+                    continue
+                cells += [figure(one[column]) for column in ("p50_ms", "p95_ms", "times_relu")]
+                cells.append(figure(one["times_relu"] / steps))
+                cells += [compared(by, other, f"times_{name}", run) if other else "" for other in (naive, jelly)]
+                lines.append(row([*cells, figure(one["peak_mb"]), one["rounds"]]))
+        lines.append("")
+    return lines
+
+
+def profile_tables(run: Run) -> list[str]:
+    """Where a step's time goes: what bounds the SNN."""
+    lines = []
+    for case, found in run.profiles.items():
+        if not {"relu", "lmht"} <= set(found):
+            continue
+        ann, snn = found["relu"], found["lmht"]
+        lines += [f"## Where the time goes: {case.removeprefix('network-')}", ""]
+        lines += ["torch.profiler, ms a call; the profiler itself slows small operators.", ""]
+        lines += heading("operators", "ReLU ANN", "LM-HT", "LM-HT ÷ ANN", "share of LM-HT")
+        whole = sum(snn.values())
+        for group, a, b in [*((group, ann[group], snn[group]) for group in snn), ("all", sum(ann.values()), whole)]:
+            if a or b:
+                lines.append(row([group, figure(a), figure(b), figure(b / a) if a else "", f"{b / whole:.0%}"]))
+        lines.append("")
+    return lines
+
+
+def compared(by: pd.DataFrame, other: str, column: str, run: Run) -> str:
+    if other not in by.index:
+        return run.params["spikingjelly"] if "spikingjelly" in other else ""
+    line = by.loc[other]
+    return figure(line[column]) if line["status"] == "measured" else str(line["status"]).removeprefix("no figure: ")
+
+
+def figure(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+# Aims ---------------------------------------------------------------------------------------------------------------------
+
+
+def large(run: Run, column: str, contender: str, worst: Callable[[pd.Series], float], **wanted: Any) -> float:
+    """The worst value of a ratio over all neuron cases beyond the L2 cache."""
+    found = pd.concat([run.neurons(mode, contender=contender, **wanted) for mode in ("forward", "forward+backward")])
+    values = found.loc[found["input_bytes"] >= BEYOND_L2, column].dropna()
+    return float(worst(values)) if len(values) else math.nan
+
+
+def exponent(run: Run, axis: str, contender: str, mode: str = "forward+backward") -> float:
+    """Of the power law of time in N at T = 2, or in T at the largest N that every T has; least squares in logarithms."""
+    found = run.neurons(mode, contender=contender, L=2, dtype="float32").dropna(subset=["p50_ms"])
+    if axis == "N":
+        found = found[(found["T"] == 2) & (found["N"] >= SIZES)]
+    else:
+        counts = found.groupby("N")["T"].nunique()
+        found = found[found["N"] == counts[counts == counts.max()].index.max()] if len(counts) else found
+    if found[axis].nunique() < 3:
+        return math.nan
+    return float(np.polyfit(np.log(found[axis].astype(float)), np.log(found["p50_ms"]), 1)[0])
+
+
+def peak(run: Run) -> float:
+    """Of forward and backward, in units of the input, at the largest N; the worst of all T and L."""
+    found = run.neurons("forward+backward", contender="fused").dropna(subset=["p50_ms"])
+    found = found[found["N"] == found["N"].max()]
+    return float((found["peak_bytes"] / found["input_bytes"]).max()) if len(found) else math.nan
+
+
+CPU_CASE = {"kind": "neuron", "mode": "forward+backward", "L": 2, "T": 2, "dtype": "float32", "N": 1 << 22}
+STEP = {"kind": "network", "mode": "training step"}
+AIMS = {
+    "cpu": [
+        Aim(
+            "neuron forward+backward, [T=2, 64, 64, 32, 32], L = 2, float32: naive ÷ fused",
+            lambda run: run.ratio("naive", "times_fused", **CPU_CASE),
+            10,
+            False,
+        ),
+        Aim("the same: fused ÷ floor", lambda run: run.ratio("fused", "times_floor", **CPU_CASE), 2),
+        Aim(
+            "ResNet-20 training step at T = 2: LM-HT ÷ ReLU ANN",
+            lambda run: run.ratio("lmht", "times_relu", architecture="ResNet-20", T=2, **STEP),
+            2.6,
+        ),
+    ],
+    "cuda": [
+        Aim(
+            "neuron beyond the L2 cache, float32, forward and forward+backward: floor ÷ fused",
+            lambda run: large(run, "times_fused", "floor", min, dtype="float32"),
+            0.85,
+            False,
+        ),
+        Aim("the same in bfloat16", lambda run: large(run, "times_fused", "floor", min, dtype="bfloat16"), 0.85, False),
+        Aim("naive ÷ fused there", lambda run: large(run, "times_fused", "naive", min), 10, False),
+        Aim(
+            "SpikingJelly's multi-level neuron ÷ fused there, T = 2",
+            lambda run: large(run, "times_fused", "spikingjelly", min, T=2, L=2),
+            2,
+            False,
+        ),
+        Aim("the same, T = 4", lambda run: large(run, "times_fused", "spikingjelly", min, T=4, L=2), 2, False),
+        Aim(
+            "ResNet-18 training step at T = 2: LM-HT ÷ ReLU ANN",
+            lambda run: run.ratio("lmht", "times_relu", architecture="ResNet-18", **STEP),
+            2.3,
+        ),
+        Aim(
+            "the same: naive neurons ÷ fused",
+            lambda run: run.ratio("lmht-naive", "times_lmht", architecture="ResNet-18", **STEP),
+            2.5,
+            False,
+        ),
+    ],
+}
+SCALING = [
+    Aim("peak memory of forward+backward at the largest N, in inputs (output and gradient: 2)", peak, 2.05),
+    Aim("cost in N at T = 2: exponent", lambda run: exponent(run, "N", "fused"), 1.1),
+    Aim("cost in T at the largest N: exponent", lambda run: exponent(run, "T", "fused"), 1.25),
+]
+
+
+def scaling_notes(run: Run) -> list[str]:
+    n, t = exponent(run, "N", "floor"), exponent(run, "T", "floor")
+    if math.isnan(n) or math.isnan(t):
+        return []
+    naive = exponent(run, "T", "naive")
+    return [
+        f"Exponents are of forward+backward, float32, L = 2; in N from {SIZES:,} neurons on. The floor's own: {n:.3g} in N, "
+        f"{t:.3g} in T; the naive form's in T: {naive:.3g}.",
+        "",
+    ]
+
+
+# The figure ---------------------------------------------------------------------------------------------------------------
+
+
+def roofline(run: Run) -> Figure:
+    """Achieved GB/s against size under the measured copy as roof; cost against N and against T."""
+    sketch, axes = figures.panels(2, 2, 9, 6.4)
+    for ax, mode in zip(axes, ("forward", "forward+backward"), strict=False):
+        for dtype, color in (("float32", figures.BLUE), ("bfloat16", figures.ORANGE)):
+            found = run.neurons(mode, L=2, T=2, dtype=dtype).dropna(subset=["gb_s"]).sort_values("input_bytes")
+            for contender, style in (("floor", "--"), ("fused", "o-"), ("naive", "x:"), ("spikingjelly", "^:")):
+                part = found[found["contender"] == contender]
+                name = "roof: measured copy" if contender == "floor" else contender
+                if len(part):
+                    ax.loglog(
+                        part["input_bytes"].astype(float) / 1e6,
+                        part["gb_s"],
+                        style,
+                        color=color,
+                        ms=4,
+                        lw=1.2,
+                        label=f"{name}, {dtype}",
+                    )
+        ax.set(title=f"{mode}, L = T = 2", xlabel="input, MB", ylabel="GB/s of the bytes that must move")
+        ax.legend(fontsize=6)
+    colors = dict(zip((1, 2, 4, 8), (figures.SKY, figures.BLUE, figures.GREEN, figures.RED), strict=True))
+    found = run.neurons("forward+backward", L=2, dtype="float32").dropna(subset=["p50_ms"]).sort_values(["N", "T"])
+    for steps, color in colors.items():
+        part = found[(found["T"] == steps) & (found["contender"] == "fused")]
+        if len(part):
+            n, ms = part["N"].astype(float), part["p50_ms"]
+            axes[2].loglog(n, ms, "o-", color=color, ms=4, lw=1.2, label=f"T = {steps}")
+            axes[2].loglog(n, ms.iloc[-1] * n / n.iloc[-1], ":", color=color, lw=0.8)
+    axes[2].set(
+        title="Cost in N, fused, float32, L = 2 (dotted: linear)", xlabel="neurons N", ylabel="forward+backward, ms"
+    )
+    counts = found[found["contender"] == "fused"].groupby("N")["T"].nunique()
+    if len(counts):
+        n = counts[counts == counts.max()].index.max()
+        for contender, color in (
+            ("floor", figures.GREY),
+            ("fused", figures.BLUE),
+            ("naive", figures.RED),
+            ("spikingjelly", figures.PINK),
+        ):
+            part = found[(found["N"] == n) & (found["contender"] == contender)]
+            if len(part):
+                axes[3].loglog(
+                    part["T"].astype(float), part["p50_ms"], "o-", color=color, ms=4, lw=1.2, label=contender
+                )
+        axes[3].set(title=f"Cost in T, N = {n:,}, float32, L = 2", xlabel="time-steps T", ylabel="forward+backward, ms")
+        axes[3].set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    for ax in axes[2:]:
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=7)
+    return sketch
