@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy import stats  # type: ignore[import-untyped]  # scipy ships no types
+from scipy import stats  # scipy ships no types
 
 from benchmarks.spec import HERE, TABLES, Cell, Profile, Row, Spec, load_profile, load_spec, published, resolve
 from benchmarks.store import Store

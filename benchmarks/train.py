@@ -33,6 +33,8 @@ from lmht.reparameterize import foretell, reparameterize, repeat_frames
 CONVERTED_STEPS = (2, 4, 8)  # the latencies of Table 4's QCFS conversions
 COUNTED_IMAGES = 1024  # SOPs and reparameterisation in float64 are measured on the first test images, at most this many
 
+LEAST_SCALE = 1e-2
+
 
 class TrainingError(Exception):
     """Training went wrong in a way that more epochs won't mend."""
@@ -192,6 +194,7 @@ def _train(
     model.mark_forward_method("step_logits")
     forward = torch.compile(model) if recipe.compile else model
 
+    scales = [m.scale for m in network.modules() if isinstance(m, lmht.QCFS)]
     batches = len(train)
     if recipe.epoch_images:
         batches = min(batches, math.ceil(recipe.epoch_images / recipe.batch_size))
@@ -212,6 +215,7 @@ def _train(
                     group["lr"] = schedule(update)
                 optimizer.step()
                 optimizer.zero_grad()
+                keep_scales_positive(scales)
                 update += 1
             loss_sum += loss.detach() * len(y)
             images += len(y)
@@ -236,6 +240,13 @@ def _train(
     yield Result(
         final | evaluate(network, test, fabric.device, cell.float64_checks), save(network, out), _describe(info)
     )
+
+
+@torch.no_grad()
+def keep_scales_positive(scales: list[nn.Parameter]) -> None:
+    """Project QCFS's ``vartheta`` onto ``>= LEAST_SCALE``: its gradient sums over a whole layer, and an early step can overshoot 0."""
+    for scale in scales:
+        scale.clamp_(min=LEAST_SCALE)
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

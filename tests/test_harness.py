@@ -288,3 +288,9 @@ def test_two_processes_share_a_training_by_ddp(profile: spec.Profile, tmp_path: 
     assert first != second
     with pytest.raises(Exception, match="a batch of 64 can't be shared by 3 devices"):
         list(train.run_cell(cell, 42, root=tmp_path, device="cpu", out=tmp_path / "e.pt", devices=3))
+
+
+def test_a_step_too_far_leaves_qcfs_scales_positive() -> None:
+    scales = [torch.nn.Parameter(torch.tensor(value)) for value in (-0.5, 0.7)]
+    train.keep_scales_positive(scales)
+    assert [float(s) for s in scales] == pytest.approx([train.LEAST_SCALE, 0.7])
