@@ -244,7 +244,7 @@ def _train(
 
 @torch.no_grad()
 def keep_scales_positive(scales: list[nn.Parameter]) -> None:
-    """Project QCFS's ``vartheta`` onto ``>= LEAST_SCALE``: its gradient sums over a whole layer, and an early step can overshoot 0."""
+    """Project QCFS's ``vartheta`` onto ``>= LEAST_SCALE``: its gradient sums over a layer, and an early step can overshoot."""
     for scale in scales:
         scale.clamp_(min=LEAST_SCALE)
 
