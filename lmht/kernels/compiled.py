@@ -21,7 +21,7 @@ EXAMPLE = 1 << 16  # elements of the example a kernel is generated from: enough 
 SMALLEST = 4097  # fewer are padded: below it Inductor generates another kernel, which sums without its cascade
 
 # From T = 3 on Inductor splits dx and the sums into several loops, with rows between them: they run block by block, in the cache.
-BLOCK = 1 << 17
+BLOCK = 1 << 18
 
 
 def available() -> bool:
