@@ -288,7 +288,7 @@ def cases(device: str, quick: bool) -> list[Case]:
             NeuronCase(m, 2, 2, torch.float32, n, device, 0.02) for m in MODES for n in (1 << 14, 1 << 16)
         ]
         small = NetworkCase(
-            "ResNet-20", "training step", 2, 16, device, 0.5, levels=2, steps=1, seconds=0.1, profiled=True
+            "ResNet-20", "training step", 2, 16, device, 0.5, levels=1, steps=2, seconds=0.1, profiled=True
         )
         return [*neurons, small]
     return neuron_cases(device) + network_cases(device)

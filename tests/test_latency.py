@@ -1,0 +1,173 @@
+"""The latency harness: end to end on tiny sizes, no figure behind a red check, and the arithmetic of time and memory."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks.cli import app
+from benchmarks.latency import cases, measure, tables
+from benchmarks.store import Store
+
+# A pytest plugin after which the compiled backend's forward pass is off by one in one neuron.
+BROKEN = """
+from lmht.kernels import compiled
+right = compiled.fire
+
+def fire(*arguments):
+    out = right(*arguments)
+    out[-1, -1] += 1
+    return out
+
+compiled.fire = fire
+"""
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    Store("latency", f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Store:
+    shutil.copy(empty_database, tmp_path / "m.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/m.db")
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return Store("latency")
+
+
+def invoke(*words: str) -> int:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code
+
+
+def test_end_to_end(store: Store, tmp_path: Path) -> None:
+    """From the command to the tables; and the same store gives the same bytes."""
+    assert invoke("run", "latency", "--device", "cpu", "--quick") == 0
+    assert invoke("report", "latency", "--out", "first") == invoke("report", "latency", "--out", "again") == 0
+    for name in ("latency-cpu.csv", "latency-cpu.md", "latency-cuda.md", "figures/roofline-cpu.svg"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    page = (tmp_path / "first" / "latency-cpu.md").read_text()
+    assert "Quick run" in page
+    assert "not run: no GPU" in (tmp_path / "first" / "latency-cuda.md").read_text()
+    run = tables.load(store, "cpu")
+    assert run is not None
+    assert run.params["threads"] == str(torch.get_num_threads()) or os.environ.get("OMP_NUM_THREADS") is None
+    assert {"commit", "dirty", "torch", "machine", "device_name"} <= run.params.keys()
+    backend = cases.fused_backend("cpu")
+    assert set(run.lines["backend"]) == {backend}
+    measured = run.lines[run.lines["status"] == "measured"]
+    assert set(measured["contender"]) >= {"fused", "naive", "floor", "relu", "lmht", "lmht-naive", "if", "qcfs"}
+    assert (measured["p50_ms"] <= measured["p95_ms"]).all()
+    if backend == "compiled":  # output, output and gradient, and Omega's and lambda's
+        for mode, inputs in (("forward", 1), ("forward+backward", 2)):
+            fused = run.neurons(mode, contender="fused")
+            extra = fused["peak_bytes"] - inputs * fused["input_bytes"]
+            assert ((extra >= 0) & (extra < 2000)).all()
+
+
+@pytest.mark.skipif(cases.fused_backend("cpu") != "compiled", reason="no C++ compiler")
+def test_no_figure_behind_a_red_check(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_backend.py").write_text(BROKEN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p broken_backend -k neuron-forward-")
+    assert invoke("run", "latency", "--device", "cpu", "--quick") == 1
+    run = tables.load(store, "cpu")
+    assert run is not None
+    fused = run.lines[run.lines["contender"] == "fused"]
+    assert len(fused) == 2
+    assert fused["status"].str.startswith("no figure: check failed: outputs differ").all()
+    assert fused[["p50_ms", "p95_ms", "peak_mb", "gb_s"]].isna().all(axis=None)
+    assert run.lines.loc[run.lines["contender"] == "floor", "p50_ms"].notna().all()
+    assert invoke("report", "latency", "--out", "out") == 0
+    rows = [line for line in (tmp_path / "out" / "latency-cpu.md").read_text().splitlines() if "check failed" in line]
+    assert len(rows) == 2
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert [*cells[1:4], *cells[5:]] == ["2", "2", "compiled", *[""] * 7], "a figure beside a red check"
+
+
+@pytest.mark.parametrize("name", ["fire", "fire_backward"])
+@pytest.mark.skipif(cases.fused_backend("cpu") != "compiled", reason="no C++ compiler")
+def test_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is green for our backend, and red for one whose output, or whose gradient, is wrong in one neuron."""
+    from lmht.kernels import compiled
+
+    for neuron, dtype in (("lmht", torch.float32), ("mht", torch.float32)):
+        assert cases.check.__wrapped__(neuron, 2, 2, dtype, "cpu") == ""
+    right = getattr(compiled, name)
+
+    def wrong(*arguments: object, **options: object) -> object:
+        found = right(*arguments, **options)
+        (found if name == "fire" else found[0])[0, 17] += 0.25
+        return found
+
+    monkeypatch.setattr(compiled, name, wrong)
+    expected = "outputs" if name == "fire" else "dx"
+    assert cases.check.__wrapped__("lmht", 2, 2, torch.float32, "cpu").startswith(f"{expected} differ")
+
+
+def test_peak_memory() -> None:
+    """The most that is alive at once, not the sum, not what was alive before, and whether it survives the call or not."""
+    before = torch.ones(5000)
+    size = 4 * 1024
+
+    def call() -> torch.Tensor:
+        a = torch.empty(1024)
+        b = torch.empty(2048)
+        del a, b
+        return torch.empty(1024) + before[:1024]
+
+    assert measure.peak_bytes(call, "cpu") == 3 * size
+    assert measure.peak_bytes(lambda: before.mul_(before), "cpu") == 0
+
+
+def test_contenders_share_their_rounds() -> None:
+    """Each round times everybody once, the first one rotating; who can't run is left out, with the reason."""
+    calls: list[str] = []
+
+    def run_out() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    contenders = {name: lambda name=name: calls.append(name) for name in "abc"} | {"d": run_out}
+    found = measure.interleaved(contenders, "cpu", 0.0)
+    assert found.failed == {"d": "out of memory"}
+    assert {name: len(times) for name, times in found.seconds.items()} == dict.fromkeys("abc", measure.FEWEST)
+    timed = calls[9::2]  # three calls of each to begin with; then each timed call follows one that only warms up
+    assert timed == list("abcbcacab")
+    found.seconds = {"a": [1.0, 20.0, 3.0], "b": [2.0, 10.0, 6.0]}
+    assert found.ratio("a", "b") == 0.5
+
+
+def test_aims_and_left_out_cases() -> None:
+    """Which side of the bound is good; a case left out is no figure; exponents of a power law."""
+    good, bad = (tables.Aim("x", lambda _, value=value: value, 2.0).line(None) for value in (1.9, 2.1))
+    assert good.endswith("| met |")
+    assert bad.endswith("| not met |")
+    assert tables.Aim("x", lambda _: 1.0, 2.0, at_most=False).line(None).endswith("| not met |")
+    benchmarks = []
+    for steps in (1, 2, 4, 8):
+        for n in (1 << 18, 1 << 20, 1 << 22):
+            case = {"kind": "neuron", "mode": "forward+backward", "L": 2, "T": steps, "dtype": "float32", "N": n}
+            case |= {
+                "case": f"{steps}-{n}",
+                "contender": "fused",
+                "input_bytes": 4 * n * steps,
+                "moved_bytes": 20 * n * steps,
+            }
+            case |= {"p50": 1e-9 * n * steps**2, "p95": 1.0, "peak_bytes": 8 * n * steps, "ratios": {"fused": 1.0}}
+            benchmarks.append({"extra_info": case, "stats": {"rounds": 3}})
+    latency = {"left_out": {"8-4194304-naive": "out of memory"}}
+    run = tables.Run({}, tables.frame({"benchmarks": benchmarks, "latency": latency}), {})
+    assert tables.exponent(run, "N", "fused") == pytest.approx(1)
+    assert tables.exponent(run, "T", "fused") == pytest.approx(2)
+    assert tables.peak(run) == 2
+    line = run.lines[run.lines["contender"] == "naive"].iloc[0]
+    assert (line["status"], line["T"]) == ("no figure: out of memory", 8)
