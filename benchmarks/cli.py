@@ -261,6 +261,6 @@ class Bars:
 
 def quiet() -> None:
     """Libraries' start-up chatter would tear the progress bars apart; errors still show."""
-    for name in ("mlflow", "alembic", "lightning", "lightning.fabric", "lightning_fabric"):
+    for name in ("mlflow", "alembic", "lightning.fabric", "lightning_fabric", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
