@@ -10,13 +10,19 @@ from lmht import functional, kernels
 
 @dataclass(frozen=True)
 class Fused:
-    """One backend, whatever the size of the input. The activation of the quantised ANN is no part of the operator."""
+    """One backend, whatever the size of the input; more steps than the kernels unroll run on ``eager``, as everywhere.
+
+    The activation of the quantised ANN is no part of the operator.
+    """
 
     backend: str
 
     @property
     def name(self) -> str:
         return f"lmht, {self.backend}"
+
+    def _backend(self, x: Tensor) -> str:
+        return self.backend if len(x) <= kernels.MOST_STEPS else "eager"
 
     def integrate_and_fire(
         self, current: Tensor, *, theta: float, leak: float = 1.0, v0: float | Tensor = 0.0
@@ -28,7 +34,7 @@ class Fused:
     ) -> tuple[Tensor, Tensor]:
         """Spikes as the operator emits them; potentials, which it never writes out, from the spikes."""
         dtype = functional.compute_dtype(current)
-        with kernels.use_backend(self.backend):
+        with kernels.use_backend(self._backend(current)):
             out = kernels.mht(current, levels=levels, theta=theta, leak=leak, v0=v0)
         spikes = out / theta
         spikes = spikes + (spikes.round() - spikes).detach()  # the quotient may be off by its last digit
@@ -48,7 +54,7 @@ class Fused:
         leak: float | Tensor,
         v0: float | Tensor = 0.0,
     ) -> Tensor:
-        with kernels.use_backend(self.backend):
+        with kernels.use_backend(self._backend(x)):
             return kernels.lmht(x, levels=levels, theta=theta, omega=omega, leak=leak, v0=v0)
 
     qcfs = staticmethod(functional.qcfs)
