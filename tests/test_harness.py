@@ -113,7 +113,7 @@ def test_unknown_keys_in_a_spec_are_an_error(text: str, message: str, tmp_path: 
     path = tmp_path / "table9.toml"
     path.write_text(text)
     with pytest.raises(spec.SpecError, match=f"(?s)table9.toml is not valid: .*{message}"):
-        spec._read(path, spec.Spec)
+        spec.read(path, spec.Spec)
 
 
 @pytest.mark.parametrize(
@@ -293,4 +293,4 @@ def test_two_processes_share_a_training_by_ddp(profile: spec.Profile, tmp_path: 
 def test_a_step_too_far_leaves_qcfs_scales_positive() -> None:
     scales = [torch.nn.Parameter(torch.tensor(value)) for value in (-0.5, 0.7)]
     train.keep_scales_positive(scales)
-    assert [float(s) for s in scales] == pytest.approx([train.LEAST_SCALE, 0.7])
+    assert [s.item() for s in scales] == pytest.approx([train.LEAST_SCALE, 0.7])

@@ -26,7 +26,10 @@ def run(store: Store, device: str, quick: bool) -> int:
         file = Path(folder) / RECORD
         command = [sys.executable, "-m", "pytest", str(HERE), "-q", "--device", device, f"--benchmark-json={file}"]
         options = ["-p", "no:cacheprovider", "--benchmark-columns=median,min,max,rounds", "--benchmark-sort=name"]
-        code = subprocess.run([*command, *options, *["--quick"] * quick], cwd=HERE.parents[1], check=False).returncode
+        # below an xdist worker pytest-benchmark would switch itself off
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
+        command += [*options, *["--quick"] * quick]
+        code = subprocess.run(command, cwd=HERE.parents[1], env=environment, check=False).returncode
         if not file.exists() or not file.stat().st_size:
             raise SpecError(f"nothing was measured: pytest ended with exit code {code}; its output says why")
         record = json.loads(file.read_text())
