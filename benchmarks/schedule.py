@@ -163,7 +163,10 @@ class OnRay:
 
     def next_event(self, running: list[Any]) -> tuple[Any, Epoch | Result | str]:
         ready: Any = self.ray.wait(running, num_returns=1)[0][0]
-        return ready, self.ray.get(next(ready))
+        try:
+            return ready, self.ray.get(next(ready))
+        except self.ray.exceptions.RayError as error:  # a worker that died takes its own seed with it, no other
+            return ready, f"its worker died: {str(error).splitlines()[0]}"
 
 
 @contextmanager
