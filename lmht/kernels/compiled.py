@@ -53,7 +53,7 @@ def forward(xs: Rows, omega: Tensor | None, leak: Tensor, v0: Tensor, constants:
         m = potential(t, v, xs, omega, leak)
         outs.append(emitted(m, theta, levels))
         v = m - outs[-1]
-    return torch.stack(outs).to(dtype)
+    return torch.stack([out.to(dtype) for out in outs])  # rounded row by row: no matrix of the wider dtype in between
 
 
 def backward(
@@ -91,7 +91,7 @@ def backward(
     sums = [(dms[t] * befores[t]).sum() for t in steps] if parameters else []
     if parameters and omega is not None:
         sums += [(dm * x).sum() for dm in dms for x in xs]
-    return torch.stack(dxs).to(dtype), sums  # stacked outside: a loop that also gathers its sums is split in two
+    return torch.stack([dx.to(dtype) for dx in dxs]), sums  # stacked outside: a loop that also gathers its sums is split in two
 
 
 @functools.cache
