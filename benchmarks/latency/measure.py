@@ -80,8 +80,8 @@ def interleaved(contenders: Contenders, device: str, seconds: float) -> Measured
     found, short = Measured(), {}
     for name, call in contenders.items():
         try:
-            found.peak[name] = peak_bytes(call, device)  # warms up, too
-            clock(call, device)
+            call()
+            found.peak[name] = peak_bytes(call, device)
             once = clock(call, device)
         except (RuntimeError, ValueError, TypeError, ImportError) as error:
             found.failed[name] = "out of memory" if "out of memory" in str(error) else str(error).split("\n")[0]
