@@ -385,6 +385,7 @@ def roofline(run: Run) -> Figure:
                         label=f"{name}, {dtype}",
                     )
         ax.set(title=f"{mode}, L = T = 2", xlabel="input, MB", ylabel="GB/s of the bytes that must move")
+        ax.set_ylim(bottom=ax.get_ylim()[0] / 100)  # room for the legend
     colors = dict(zip((1, 2, 4, 8), (figures.SKY, figures.BLUE, figures.GREEN, figures.RED), strict=True))
     found = run.neurons("forward+backward", L=2, dtype="float32").dropna(subset=["p50_ms"]).sort_values(["N", "T"])
     for steps, color in colors.items():
@@ -412,7 +413,8 @@ def roofline(run: Run) -> Figure:
                 )
         axes[3].set(title=f"Cost in T, N = {n:,}, float32, L = 2", xlabel="time-steps T", ylabel="forward+backward, ms")
         axes[3].set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-    for ax in axes:
+        axes[3].minorticks_off()
+    for ax, place, columns in zip(axes, ["lower center"] * 2 + ["upper left"] * 2, (2, 2, 1, 1), strict=True):
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=6)
+            ax.legend(fontsize=6, loc=place, ncols=columns)
     return sketch
