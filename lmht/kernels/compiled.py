@@ -91,7 +91,9 @@ def backward(
     sums = [(dms[t] * befores[t]).sum() for t in steps] if parameters else []
     if parameters and omega is not None:
         sums += [(dm * x).sum() for dm in dms for x in xs]
-    return torch.stack([dx.to(dtype) for dx in dxs]), sums  # stacked outside: a loop that also gathers its sums is split in two
+    return torch.stack(
+        [dx.to(dtype) for dx in dxs]
+    ), sums  # stacked outside: a loop that also gathers its sums is split in two
 
 
 @functools.cache
