@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -414,9 +414,10 @@ def roofline(run: Run) -> Figure:
         axes[3].set(title=f"Cost in T, N = {n:,}, float32, L = 2", xlabel="time-steps T", ylabel="forward+backward, ms")
         axes[3].set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
         axes[3].minorticks_off()
-    places: tuple[tuple[Literal["lower center", "upper left"], int], ...]
     places = (("lower center", 2), ("lower center", 2), ("upper left", 1), ("upper left", 1))
+    options: dict[str, Any]
     for ax, (place, columns) in zip(axes, places, strict=True):
+        options = {"fontsize": 6, "loc": place, "ncols": columns}
         if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=6, loc=place, ncols=columns)
+            ax.legend(**options)
     return sketch
