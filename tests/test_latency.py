@@ -151,7 +151,7 @@ def test_contenders_share_their_rounds() -> None:
     assert found.failed == {"d": "out of memory"}
     assert {name: len(times) for name, times in found.seconds.items()} == dict.fromkeys("abc", measure.FEWEST)
     timed = calls[9::2]  # three calls of each to begin with; then each timed call follows one that only warms up
-    assert timed == list("abcbcacab")
+    assert timed == list("abcbcacababcbca")
     found.seconds = {"a": [1.0, 20.0, 3.0], "b": [2.0, 10.0, 6.0]}
     assert found.ratio("a", "b") == 0.5
 
@@ -164,7 +164,7 @@ def test_aims_and_left_out_cases() -> None:
     assert tables.Aim("x", lambda _: 1.0, 2.0, at_most=False).line(None).endswith("| not met |")
     benchmarks = []
     for steps in (1, 2, 4, 8):
-        for n in (1 << 18, 1 << 20, 1 << 22):
+        for n in (0, 1 << 18, 1 << 20, 1 << 22):
             case = {"kind": "neuron", "mode": "forward+backward", "L": 2, "T": steps, "dtype": "float32", "N": n}
             case |= {
                 "case": f"{steps}-{n}",
@@ -172,12 +172,17 @@ def test_aims_and_left_out_cases() -> None:
                 "input_bytes": 4 * n * steps,
                 "moved_bytes": 20 * n * steps,
             }
-            case |= {"p50": 1e-9 * n * steps**2, "p95": 1.0, "peak_bytes": 8 * n * steps, "ratios": {"fused": 1.0}}
+            case |= {
+                "p50": 1e-9 * (n * steps**2 + 1e5),
+                "p95": 1.0,
+                "peak_bytes": 8 * n * steps,
+                "ratios": {"fused": 1.0},
+            }
             benchmarks.append({"extra_info": case, "stats": {"rounds": 3}})
     latency = {"left_out": {"8-4194304-naive": "out of memory"}}
     run = tables.Run({}, tables.frame({"benchmarks": benchmarks, "latency": latency}), {})
     assert tables.exponent(run, "N", "fused") == pytest.approx(1)
-    assert tables.exponent(run, "T", "fused") == pytest.approx(2)
+    assert tables.exponent(run, "T", "fused") == pytest.approx(2, abs=0.02)
     assert tables.growth(run) == 2
     line = run.lines[run.lines["contender"] == "naive"].iloc[0]
     assert (line["status"], line["T"]) == ("no figure: out of memory", 8)

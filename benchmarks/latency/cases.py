@@ -17,7 +17,7 @@ from lmht.networks.base import Network
 from lmht.reparameterize import reparameterize
 
 GRID = (1, 2, 4, 8)  # both L and T
-NEURON = ("fused", "naive", "floor", "spikingjelly")
+NEURON = ("fused", "fused-dx", "naive", "floor", "spikingjelly")  # fused-dx: without the gradients of Omega and lambda
 NETWORK = ("relu", "qcfs", "if", "lmht", "reparameterised", "lmht-naive", "spikingjelly-if", "spikingjelly-ilif")
 FUSED = {"if", "lmht", "reparameterised"}  # networks whose neurons run on the backend that is checked
 CHECKED = (10_007, 1 << 14)  # neurons: no multiple of a vector or a block, and one: Triton generates two kernels
@@ -103,6 +103,9 @@ class NeuronCase:
             "naive": run(functional.lmht, *trained, omega=omega, leak=leak, **arguments),
             "floor": floor,
         }
+        if self.mode == "forward+backward":
+            fixed = {"omega": omega.detach(), "leak": leak.detach()}
+            found["fused-dx"] = run(fused, x, **fixed, **arguments)
         if spikingjelly():
             found["spikingjelly"] = run(Jelly(self.levels, self.steps, folded=False).to(self.device), x)
         return found
@@ -110,7 +113,7 @@ class NeuronCase:
     def refused(self) -> dict[str, str]:
         """Contenders that may not be timed: their check is red."""
         reason = check("lmht", self.levels, self.steps, self.dtype, self.device)
-        return {"fused": reason} if reason else {}
+        return {name: reason for name in ("fused", "fused-dx") if reason}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 Contenders = dict[str, Callable[[], object]]
-FEWEST, MOST = 3, 50  # rounds
+FEWEST, MOST = 5, 50  # rounds
 SHORT = (
     0.005  # seconds; a shorter call follows an untimed one of its own, so that no contender finds the caches of another
 )

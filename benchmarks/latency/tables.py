@@ -273,17 +273,29 @@ def large(run: Run, column: str, contender: str, worst: Callable[[pd.Series], fl
     return float(worst(values)) if len(values) else math.nan
 
 
-def exponent(run: Run, axis: str, contender: str, mode: str = "forward+backward") -> float:
-    """Of the power law of time in N at T = 2, or in T at the largest N that every T has; least squares in logarithms."""
-    found = run.neurons(mode, contender=contender, L=2, dtype="float32").dropna(subset=["p50_ms"])
+def exponent(run: Run, axis: str, contender: str) -> float:
+    """Of the power law of forward+backward's time in N at T = 2, or in T at the largest N that every T has; least squares.
+
+    In N it is that of the time beyond a call's own, which is the time at the smallest N.
+    """
+    found = run.neurons("forward+backward", contender=contender, L=2, dtype="float32").dropna(subset=["p50_ms"])
+    ms = found["p50_ms"]
     if axis == "N":
-        found = found[(found["T"] == 2) & (found["N"] >= SIZES)]
+        found = found[found["T"] == 2].sort_values("N")
+        ms = found["p50_ms"] - found["p50_ms"].min()
+        found, ms = found[found["N"] >= SIZES], ms[found["N"] >= SIZES]
     else:
-        counts = found.groupby("N")["T"].nunique()
-        found = found[found["N"] == counts[counts == counts.max()].index.max()] if len(counts) else found
-    if found[axis].nunique() < 3:
+        found = found[found["N"] == shared(found)]
+        ms = found["p50_ms"]
+    if found[axis].nunique() < 3 or (ms <= 0).any():
         return math.nan
-    return float(np.polyfit(np.log(found[axis].astype(float)), np.log(found["p50_ms"]), 1)[0])
+    return float(np.polyfit(np.log(found[axis].astype(float)), np.log(ms), 1)[0])
+
+
+def shared(found: pd.DataFrame) -> int:
+    """The largest N that was measured at the most values of T."""
+    counts = found.groupby("N")["T"].nunique()
+    return int(counts[counts == counts.max()].index.max()) if len(counts) else 0
 
 
 def growth(run: Run) -> float:
@@ -345,21 +357,30 @@ AIMS = {
 }
 SCALING = [
     Aim("memory of forward+backward that grows with the input, in inputs (output and gradient: 2)", growth, 2.01),
-    Aim("cost in N at T = 2: exponent", lambda run: exponent(run, "N", "fused"), 1.1),
+    Aim("cost in N at T = 2, beyond a call's own: exponent", lambda run: exponent(run, "N", "fused"), 1.1),
     Aim("cost in T at the largest N: exponent", lambda run: exponent(run, "T", "fused"), 1.25),
 ]
 
 
 def scaling_notes(run: Run) -> list[str]:
-    n, t = exponent(run, "N", "floor"), exponent(run, "T", "floor")
-    if math.isnan(n) or math.isnan(t):
-        return []
-    naive = exponent(run, "T", "naive")
-    return [
-        f"Exponents are of forward+backward, float32, L = 2; in N from {SIZES:,} neurons on. The floor's own: {n:.3g} in N, "
-        f"{t:.3g} in T; the naive form's in T: {naive:.3g}.",
+    """What a step costs at each T, in parts: where the cost in T comes from."""
+    lines = [
+        f"Exponents are of forward+backward, float32, L = 2; in N from {SIZES:,} neurons on, beyond a call's own cost. The "
+        f"floor's: {exponent(run, 'N', 'floor'):.3g} in N, {exponent(run, 'T', 'floor'):.3g} in T; the naive form's in T: "
+        f"{exponent(run, 'T', 'naive'):.3g}.",
         "",
     ]
+    both = run.neurons("forward+backward", L=2, dtype="float32").dropna(subset=["p50_ms"])
+    n = shared(both[both["contender"] == "fused"])
+    lines += [f"Parts of the cost in T at N = {n:,}, float32, L = 2, ms:", ""]
+    lines += heading("T", "forward", "backward, dx alone", "gradients of Omega and lambda, T² + T sums", "all", "floor")
+    forward = run.neurons("forward", L=2, dtype="float32", N=n, contender="fused").set_index("T")["p50_ms"]
+    for steps, case in both[both["N"] == n].groupby("T"):
+        ms = case.set_index("contender")["p50_ms"]
+        if {"fused", "fused-dx", "floor"} <= set(ms.index) and steps in forward.index:
+            parts = [forward[steps], ms["fused-dx"] - forward[steps], ms["fused"] - ms["fused-dx"]]
+            lines.append(row([steps, *map(figure, [*parts, ms["fused"], ms["floor"]])]))
+    return [*lines, ""]
 
 
 # The figure ---------------------------------------------------------------------------------------------------------------
@@ -397,9 +418,7 @@ def roofline(run: Run) -> Figure:
     axes[2].set(
         title="Cost in N, fused, float32, L = 2 (dotted: linear)", xlabel="neurons N", ylabel="forward+backward, ms"
     )
-    counts = found[found["contender"] == "fused"].groupby("N")["T"].nunique()
-    if len(counts):
-        n = counts[counts == counts.max()].index.max()
+    if n := shared(found[found["contender"] == "fused"]):
         for contender, color in (
             ("floor", figures.GREY),
             ("fused", figures.BLUE),
