@@ -69,7 +69,7 @@ def run(
     done = store.seeds()
     finished = {(row.cell, row.seed): row.run_id for row in done.itertuples()} if len(done) else {}
     waiting = [job for job in jobs if job.key not in finished]
-    failed: dict[str, str] = {}
+    failed: dict[tuple[str, int], str] = {}
     running: dict[Any, tuple[Job, str]] = {}
     touched: dict[str, Job] = {}
     with tempfile.TemporaryDirectory(prefix="lmht-") as scratch, workers(parallel, device) as pool:
@@ -85,10 +85,10 @@ def run(
 
         while waiting or running:
             for job in list(waiting):
-                missing = job.needs and job.needs not in finished
-                if missing and job.needs[0] in failed:  # type: ignore[index]
+                missing = job.needs if job.needs not in finished else None
+                if missing and missing in failed:
                     waiting.remove(job)
-                    failed[job.cell.hash] = f"its quantised ANN was not run: {failed[job.needs[0]]}"  # type: ignore[index]
+                    failed[job.key] = f"its quantised ANN was not run: {failed[missing]}"
                 elif not missing and len(running) < parallel:
                     waiting.remove(job)
                     start(job)
@@ -106,11 +106,11 @@ def run(
                     touched[job.cell.hash] = job
                 else:
                     store.fail(run_id, event)
-                    failed[job.cell.hash] = event
+                    failed[job.key] = event
             progress(job, event)
         for job in touched.values():
             store.close_cell(job.table, job.cell)
-    return failed
+    return {cell: reason for (cell, _), reason in failed.items()}
 
 
 def fresh(scratch: Path, kind: str, job: Job) -> Path:

@@ -234,8 +234,8 @@ def test_seeds_spread_by_ray_give_the_numbers_of_one_process(profile: spec.Profi
     assert schedule.run(jobs, store, parallel=2, **quiet) == {}
     alone = Store("digits", store.uri.replace("m.db", "again.db"))
     assert schedule.run(jobs, alone, parallel=1, **quiet) == {}
-    pick = lambda s: s.seeds().set_index("cell")["test/final"].sort_index()  # noqa: E731
-    assert pick(store).equals(pick(alone))
+    together, apart = (s.seeds().set_index("cell")["test/final"].sort_index() for s in (store, alone))
+    assert together.equals(apart)
 
 
 def test_a_diverging_loss_fails_the_seed_and_says_so(profile: spec.Profile, store: Store) -> None:
@@ -294,3 +294,22 @@ def test_a_step_too_far_leaves_qcfs_scales_positive() -> None:
     scales = [torch.nn.Parameter(torch.tensor(value)) for value in (-0.5, 0.7)]
     train.keep_scales_positive(scales)
     assert [s.item() for s in scales] == pytest.approx([train.LEAST_SCALE, 0.7])
+
+
+def test_a_failed_ann_takes_along_only_what_needs_that_seed(
+    profile: spec.Profile, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train.run_cell
+
+    def first_seed_diverges(cell: spec.Cell, seed: int, **options):
+        if cell.ann is None and seed == schedule.FIRST_SEED:
+            raise train.TrainingError("diverged")
+        yield from real(cell, seed, **options)
+
+    monkeypatch.setattr(schedule, "run_cell", first_seed_diverges)
+    rows = spec.select_rows("table4", spec.load_spec("table4"), ["resnet20-tq4-l2t2-exact"])
+    jobs = schedule.jobs_of({"table4": rows}, profile, 2)
+    failed = schedule.run(jobs, store, parallel=1, device="cpu", root=Path(), progress=lambda job, event: None)
+    assert failed[jobs[0].cell.hash] == "diverged"
+    assert failed[jobs[1].cell.hash] == "its quantised ANN was not run: diverged"
+    assert sorted(zip(store.seeds()["cell"], store.seeds()["seed"], strict=True)) == sorted(job.key for job in jobs[2:])
