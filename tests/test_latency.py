@@ -162,6 +162,7 @@ def test_aims_and_left_out_cases() -> None:
     assert good.endswith("| met |")
     assert bad.endswith("| not met |")
     assert tables.Aim("x", lambda _: 1.0, 2.0, at_most=False).line(None).endswith("| not met |")
+    assert tables.Aim("x", lambda _: 1.0, 2.0, judged=False).line(None).endswith("| description, see below |")
     benchmarks = []
     for steps in (1, 2, 4, 8):
         for n in (0, 1 << 18, 1 << 20, 1 << 22):

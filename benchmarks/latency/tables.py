@@ -73,13 +73,17 @@ class Aim:
     value: Callable[[Run], float]
     bound: float
     at_most: bool = True
+    judged: bool = (
+        True  # False: how it is computed was settled after a result had been seen, so it describes and does not judge
+    )
 
     def line(self, run: Run) -> str:
         value = self.value(run)
         if math.isnan(value):
             return f"| {self.text} | {self.limit} | | not measured |"
         met = value <= self.bound if self.at_most else value >= self.bound
-        return f"| {self.text} | {self.limit} | {value:.3g} | {'met' if met else 'not met'} |"
+        verdict = ("met" if met else "not met") if self.judged else "description, see below"
+        return f"| {self.text} | {self.limit} | {value:.3g} | {verdict} |"
 
     @property
     def limit(self) -> str:
@@ -357,7 +361,9 @@ AIMS = {
 }
 SCALING = [
     Aim("memory of forward+backward that grows with the input, in inputs (output and gradient: 2)", growth, 2.01),
-    Aim("cost in N at T = 2, beyond a call's own: exponent", lambda run: exponent(run, "N", "fused"), 1.1),
+    Aim(
+        "cost in N at T = 2, beyond a call's own: exponent", lambda run: exponent(run, "N", "fused"), 1.1, judged=False
+    ),
     Aim("cost in T at the largest N: exponent", lambda run: exponent(run, "T", "fused"), 1.25),
 ]
 
@@ -369,10 +375,16 @@ def scaling_notes(run: Run) -> list[str]:
         f"floor's: {exponent(run, 'N', 'floor'):.3g} in N, {exponent(run, 'T', 'floor'):.3g} in T; the naive form's in T: "
         f"{exponent(run, 'T', 'naive'):.3g}.",
         "",
+        "The bounds on memory and on both exponents are set by this harness. A call's own cost was taken out of the exponent in N "
+        "after a first run on a CPU had given 0.69 without that, so its row judges nothing.",
+        "",
     ]
     both = run.neurons("forward+backward", L=2, dtype="float32").dropna(subset=["p50_ms"])
     n = shared(both[both["contender"] == "fused"])
-    lines += [f"Parts of the cost in T at N = {n:,}, float32, L = 2, ms:", ""]
+    lines += [
+        f"Parts of the cost in T at N = {n:,}, float32, L = 2, ms, by difference of medians (a negative part is noise):",
+        "",
+    ]
     lines += heading("T", "forward", "backward, dx alone", "gradients of Omega and lambda, T² + T sums", "all", "floor")
     forward = run.neurons("forward", L=2, dtype="float32", N=n, contender="fused").set_index("T")["p50_ms"]
     for steps, case in both[both["N"] == n].groupby("T"):
