@@ -3,6 +3,7 @@
 :func:`run_cell` yields an :class:`Epoch` after every epoch and one :class:`Result` at the end.
 """
 
+import contextvars
 import copy
 import itertools
 import math
@@ -10,7 +11,7 @@ import os
 import queue
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -125,8 +126,19 @@ def run_cell(
     """
     if cell.threads:
         torch.set_num_threads(cell.threads)
+    work = (cell, seed, root, device, out, ann, data_workers, devices)
+    context = contextvars.copy_context()  # between two events the caller's own choice of backend holds
+    events = _on_backend(work)
+    try:
+        while (event := context.run(next, events, None)) is not None:
+            yield event
+    finally:
+        context.run(events.close)
+
+
+def _on_backend(work: tuple[Any, ...]) -> Generator[Epoch | Result, None, None]:
+    cell, devices = work[0], work[-1]
     with use_backend(cell.backend):
-        work = (cell, seed, root, device, out, ann, data_workers, devices)
         yield from _train(*work) if devices == 1 else _in_processes(work, devices)
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from benchmarks import schedule, spec, train
 from benchmarks.cli import app
 from benchmarks.store import Store, StoreError
+from lmht import kernels
 
 ROOT = Path(__file__).parents[1]
 
@@ -313,3 +314,15 @@ def test_a_failed_ann_takes_along_only_what_needs_that_seed(
     assert failed[jobs[0].cell.hash] == "diverged"
     assert failed[jobs[1].cell.hash] == "its quantised ANN was not run: diverged"
     assert sorted(zip(store.seeds()["cell"], store.seeds()["seed"], strict=True)) == sorted(job.key for job in jobs[2:])
+
+
+def test_a_training_left_half_way_leaves_the_callers_backend_alone(profile: spec.Profile, tmp_path: Path) -> None:
+    large = torch.zeros(2, kernels.WORTH_COMPILING)
+    before = kernels.backend_for(large)
+    cell = spec.resolve(spec.load_spec("table1").row[2], profile).model_copy(update={"backend": "eager"})
+    with kernels.use_backend("auto"):
+        events = train.run_cell(cell, 42, root=tmp_path, device="cpu", out=tmp_path / "c.pt")
+        next(events)
+        assert kernels.backend_for(large) == before
+    assert kernels.backend_for(large) == before
+    events.close()
