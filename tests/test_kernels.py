@@ -23,8 +23,7 @@ from lmht.networks.resnet import resnet
 
 BACKEND = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "compiled"
 Result = tuple[Tensor, ...]
-# The interpreter is slow where the compiler isn't, and the other way round.
-STEPS = (1, 2, 3, 8, 16) if BACKEND == "triton" else (1, 2, 4)
+STEPS = (1, 2, 3, 8, 16)
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ def assert_equal(got: Result, want: Result) -> None:
 @pytest.mark.parametrize("steps", STEPS)
 def test_dyadic_equal(backend: str, poisoned: None, steps: int, size: int) -> None:
     for levels, leaks, shape in ((2, (), ()), (4, (steps,), (size,))):
-        inputs = dyadic(steps, size), dyadic(steps, steps, most=4), dyadic(*leaks, most=8)
+        inputs = dyadic(steps, size), dyadic(steps, steps, most=4), 4 * dyadic(*leaks, most=2)  # one more bit a step
         grad, arguments = dyadic(steps, size), {"levels": levels, "theta": 0.75, "v0": dyadic(*shape)}
         assert_equal(lmht(kernels.lmht, grad, inputs, **arguments), lmht(functional.lmht, grad, inputs, **arguments))
 
@@ -230,24 +229,33 @@ def cpu() -> Iterator[None]:
 def test_one_kernel_for_all_sizes_and_thresholds(cpu: None) -> None:
     x = torch.randn(2, 50_000)
     kernels.mht(x, levels=2, theta=1.0)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for size in (1, 2, 16, 4095, 4096, 4097, 50_000):
-            for levels, theta in ((1, 1.0), (3, 0.25)):
-                got = kernels.mht(x[:, :size], levels=levels, theta=theta, v0=theta / 2)
-                assert torch.equal(
-                    got, functional.mht(x[:, :size], levels=levels, theta=theta, v0=theta / 2)[0] * theta
-                )
+    compilations = compiled.library.cache_info().misses
+    for size in (1, 2, 16, 4095, 4096, 4097, 50_000):
+        for levels, theta in ((1, 1.0), (3, 0.25)):
+            got = kernels.mht(x[:, :size], levels=levels, theta=theta, v0=theta / 2)
+            assert torch.equal(got, functional.mht(x[:, :size], levels=levels, theta=theta, v0=theta / 2)[0] * theta)
+    assert compiled.library.cache_info().misses == compilations
 
 
-def test_thread_counts(cpu: None) -> None:
-    before, x = torch.get_num_threads(), torch.randn(2, 100_000)
+def test_the_number_of_threads_does_not_show(cpu: None) -> None:
+    before, x, results = torch.get_num_threads(), torch.randn(2, 100_000), []
+    inputs = x, torch.rand(2, 2), torch.tensor(0.9)
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            got = mht(x, x, backend="compiled", levels=2, theta=1.0)
-            assert_equal(got[:1], mht(x, x, backend="eager", levels=2, theta=1.0)[:1])
+            results.append(lmht(kernels.lmht, x.sin(), inputs, levels=2, theta=1.0))
     finally:
         torch.set_num_threads(before)
+    for result in results[1:]:
+        assert_equal(result, results[0])
+
+
+def test_a_compiler_that_fails_is_named(cpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "fire.cpp"
+    broken.write_text("int forward( { }")
+    monkeypatch.setattr(compiled, "SOURCE", broken)
+    with pytest.raises(RuntimeError, match=r"fails on fire.cpp: .*error: .*LMHT_BACKEND=eager"):
+        compiled.library.__wrapped__(2, torch.float32)
 
 
 def test_in_a_compiled_network(cpu: None) -> None:
@@ -328,7 +336,7 @@ with kernels.use_backend("compiled"):
 def test_memory_is_output_and_gradient(cpu: None) -> None:
     """Beside the input and the gradient that came in, forward and backward allocate out and dx, and nothing else of their size."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    assert 1.95 < float(done.stdout) < 2.1, "peak in units of the input"
+    assert 1.95 < float(done.stdout) < 2.02, "peak in units of the input"
 
 
 def copies(network: nn.Module, images: Tensor) -> list[str]:
