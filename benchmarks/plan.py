@@ -35,6 +35,7 @@ SIZES = {
     "imagenet100": Size(128_000, 5_000, 224, 100, 3, 14),
     "imagenet1k": Size(1_281_167, 50_000, 224, 1000, 3, 150),
     "cifar10-dvs": Size(9_000, 1_000, 48, 10, 2, 9, frames=True),
+    "cifar10-dvs-averaged": Size(9_000, 1_000, 48, 10, 2, 0),  # of the same files
 }
 
 

@@ -528,14 +528,12 @@ def test_frames_are_merged_evenly_or_averaged(dvs: Path) -> None:
     four = load("cifar10-dvs", root=dvs, steps=4, augment=False).test[0][0]
     groups = [every[0:3], every[3:6], every[6:8], every[8:10]]
     torch.testing.assert_close(four, torch.stack([group.mean(0) for group in groups]), rtol=0, atol=1e-6)
-    averaged = load("cifar10-dvs", root=dvs, steps=4, augment=True, frames="averaged")
+    averaged = load("cifar10-dvs-averaged", root=dvs, steps=4, augment=True)
     assert not averaged.frames
     torch.testing.assert_close(averaged.test[0][0], every.mean(0), rtol=0, atol=1e-6)
     assert next(iter(loaders(averaged, 4, seed=0)[0]))[0].shape == (4, 2, 48, 48)
     with pytest.raises(ValueError, match="T is 1 to 10 for CIFAR10-DVS, which has 10 frames; got 11"):
         load("cifar10-dvs", root=dvs, steps=11)
-    with pytest.raises(ValueError, match='"merged" or "averaged", got \'mean\''):
-        load("cifar10-dvs", root=dvs, frames="mean")
 
 
 def test_dvs_augmentation_and_workers(dvs: Path) -> None:
@@ -643,8 +641,9 @@ def test_soft_labels_are_mixed_and_smoothed() -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "digits"])
 def test_missing_data_are_one_line_with_the_remedy(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small, "DEBIAN", tmp_path / "nothing")
+    files = name.removesuffix("-averaged")
     with pytest.raises(
-        DataError, match=f"^data set {name} not found at {tmp_path}/[^;]+; get it from .{{10,}}$"
+        DataError, match=f"^data set {files} not found at {tmp_path}/[^;]+; get it from .{{10,}}$"
     ) as error:
         load(name, root=tmp_path)
     assert "\n" not in str(error.value)

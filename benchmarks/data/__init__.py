@@ -16,6 +16,7 @@ NAMES = (
     "imagenet1k",
     "imagenet100",
     "cifar10-dvs",
+    "cifar10-dvs-averaged",
 )
 
 
@@ -27,18 +28,16 @@ def load(
     augment: bool = True,
     validation: float = 0.1,
     seed: int = 0,
-    frames: str = "merged",
     download: bool = False,
 ) -> Data:
     """The data set `name` with its recipe's normalisation and augmentation, and its fixed split.
 
     Args:
         root: the folder that holds the data sets (digits needs none).
-        steps: T; the number of frames of an event data set, without effect on images.
+        steps: T; the number of frames of "cifar10-dvs", without effect on images.
         augment: whether the training images are augmented by the data set's recipe.
         validation: the share of each training class that validates, un-augmented; 0 leaves `val` empty.
         seed: of the validation split alone. It is no run's seed: the split is the same for every run.
-        frames: of an event data set, "merged" (T frames) or "averaged" (one frame, fed at every step).
         download: let torchvision download Fashion-MNIST or CIFAR into `root`.
 
     Raises:
@@ -58,5 +57,7 @@ def load(
         case "imagenet200" | "imagenet1k" | "imagenet100":
             return images.imagenet(name, root, augment, validation, seed)
         case "cifar10-dvs":
-            return events.cifar10_dvs(root, steps, augment, validation, seed, frames)
+            return events.cifar10_dvs(root, steps, augment, validation, seed)
+        case "cifar10-dvs-averaged":
+            return events.cifar10_dvs(root, None, augment, validation, seed)
     raise ValueError(f"unknown data set {name!r}: one of {', '.join(NAMES)}")

@@ -24,17 +24,15 @@ WHERE = (
 )
 
 
-def cifar10_dvs(root: Path, steps: int, augment: bool, validation: float, seed: int, frames: str) -> Data:
+def cifar10_dvs(root: Path, steps: int | None, augment: bool, validation: float, seed: int) -> Data:
     """CIFAR10-DVS from `root`/CIFAR10DVS/CLASS/*.aedat (the original) or *.aedat4 (tonic's re-packing).
 
     Of each class the first 90 % of the recordings, by their number, train and the rest test. A recording's events are
     cut into ten runs of equally many events, each counted per polarity on 48x48 cells (`frames_of`), unnormalised.
-    With `frames="merged"` they become T = `steps` frames (`merge`), with "averaged" one frame, the mean of all ten,
-    which is a static image (the released code's reading). The counts are kept in a file beside the recordings.
+    They become T = `steps` frames (`merge`), or with None one static image, the mean of all ten (the released code's
+    reading). The counts are kept in a file beside the recordings.
     """
-    if frames not in ("merged", "averaged"):
-        raise ValueError(f'frames is "merged" or "averaged", got {frames!r}')
-    if frames == "merged" and not 1 <= steps <= FRAMES:
+    if steps is not None and not 1 <= steps <= FRAMES:
         raise ValueError(f"T is 1 to {FRAMES} for CIFAR10-DVS, which has {FRAMES} frames; got {steps}")
     folder = root / "CIFAR10DVS"
     paths = [path for label in CLASSES for path in _recordings(folder / label)]
@@ -45,23 +43,23 @@ def cifar10_dvs(root: Path, steps: int, augment: bool, validation: float, seed: 
     is_test = np.arange(len(paths)) % RECORDINGS >= round(0.9 * RECORDINGS)
     rest, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     train, val = (rest[part] for part in split(labels[rest], validation, seed))
-    read = Merge(counts, 1 if frames == "averaged" else steps)
+    read = Merge(counts, steps or 1)
 
     def part(indices: np.ndarray, augmented: bool = False) -> Items:
         transform: Callable[[Tensor], Tensor] = recipe("cifar10-dvs", augmented)
-        if frames == "averaged":
+        if steps is None:
             transform = Static(transform)
         return Items(read, indices, labels[indices], transform)
 
     return Data(
-        name="cifar10-dvs",
+        name="cifar10-dvs" if steps else "cifar10-dvs-averaged",
         train=part(train, augment),
         val=part(val),
         test=part(test),
         classes=len(CLASSES),
         in_channels=2,
         size=SIZE,
-        frames=frames == "merged",
+        frames=steps is not None,
         digest=digest(names, train, val, test),
         source=str(folder),
     )
