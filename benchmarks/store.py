@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
 
-from benchmarks.spec import Cell
+from benchmarks.spec import TABLES, Cell, load_spec
 from benchmarks.train import Epoch, Result
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -219,8 +219,10 @@ class Store:
 
     def _experiment(self, table: str) -> str:
         name = f"{self.profile}/{table}"
-        found = self.client.get_experiment_by_name(name)
-        return found.experiment_id if found else self.client.create_experiment(name)
+        if found := self.client.get_experiment_by_name(name):
+            return found.experiment_id
+        title = load_spec(table).title if table in TABLES else name
+        return self.client.create_experiment(name, tags={"mlflow.note.content": title})
 
     def _parent(self, experiment: str, cell: Cell) -> str:
         found = self._search(f"tags.kind = 'cell' and tags.cell = '{cell.hash}'")

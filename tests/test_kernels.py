@@ -1,7 +1,7 @@
 """The fused operator against the naive reference: values, gradients, layouts, memory, and how a backend is chosen.
 
-The tests that take the ``backend`` fixture are about every fused backend: compiled here, Triton where ``TRITON_INTERPRET=1``
-(``tests/test_triton.py`` runs this file so).
+The tests that take the ``backend`` fixture are about every fused backend: compiled on the CPU, Triton on a GPU, or on the CPU where
+``TRITON_INTERPRET=1`` (``tests/test_triton.py`` runs this file so).
 """
 
 import ctypes
@@ -21,18 +21,22 @@ from lmht.kernels import compiled
 from lmht.kernels.operator import fire
 from lmht.networks.resnet import resnet
 
-BACKEND = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "compiled"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 Result = tuple[Tensor, ...]
 STEPS = (1, 2, 3, 8, 16)
 
 
-@pytest.fixture
-def backend() -> Iterator[str]:
-    if BACKEND == "compiled" and not compiled.available():
-        pytest.skip("no C++ compiler")
+@pytest.fixture(params=["compiled", "triton"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A backend that can run here, in use, and its device, where new tensors are made."""
+    if request.param == "compiled" and (INTERPRETED or not compiled.available()):
+        pytest.skip("about Triton's interpreter" if INTERPRETED else "no C++ compiler")
+    if request.param == "triton" and not (INTERPRETED or torch.cuda.is_available()):
+        pytest.skip("no GPU (tests/test_triton.py interprets the kernels)")
     torch.manual_seed(0)
-    with kernels.use_backend(BACKEND):
-        yield BACKEND
+    device = "cuda" if request.param == "triton" and not INTERPRETED else "cpu"
+    with kernels.use_backend(request.param), torch.device(device):
+        yield request.param
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def poisoned() -> Iterator[None]:
     libc, perturb = ctypes.CDLL(None), -6
     if glibc := hasattr(libc, "mallopt"):
         libc.mallopt(perturb, 0x80)
-        assert torch.empty(10_000).min() > 3e38
+        assert torch.empty(10_000, device="cpu").min() > 3e38
     torch.use_deterministic_algorithms(True)  # from here on torch.empty fills with NaN
     yield
     torch.use_deterministic_algorithms(False)
@@ -220,7 +224,7 @@ def test_errors_are_the_reference_s(backend: str) -> None:
 
 @pytest.fixture
 def cpu() -> Iterator[None]:
-    if BACKEND == "triton" or not compiled.available():
+    if INTERPRETED or not compiled.available():
         pytest.skip("about the compiled backend, which needs a C++ compiler")
     with kernels.use_backend("compiled"):
         yield
@@ -392,7 +396,7 @@ def test_choice() -> None:
         pass
     with kernels.use_backend("compiled"), pytest.raises(ValueError, match="T = 17"):
         kernels.backend_for(torch.ones(17, 2))
-    if BACKEND != "triton":
+    if not INTERPRETED:
         with kernels.use_backend("triton"), pytest.raises(ValueError, match="for CUDA"):
             kernels.mht(small, levels=2, theta=1.0)
 

@@ -1,6 +1,9 @@
 """What ``pytest theorems/ --impl lmht.kernels.impl:compiled`` tests: the fused operator behind the suite's contract."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,12 +13,13 @@ from lmht import functional, kernels
 
 @dataclass(frozen=True)
 class Fused:
-    """One backend, whatever the size of the input; more steps than the kernels unroll run on ``eager``, as everywhere.
+    """One backend on its device, whatever size and device of the input; more steps than it takes run on ``eager``, as everywhere.
 
     The activation of the quantised ANN is no part of the operator.
     """
 
     backend: str
+    device: str
 
     @property
     def name(self) -> str:
@@ -23,6 +27,9 @@ class Fused:
 
     def _backend(self, x: Tensor) -> str:
         return self.backend if len(x) <= kernels.MOST_STEPS else "eager"
+
+    def _here(self, *values: float | Tensor) -> Iterator[Any]:
+        return (value.to(self.device) if isinstance(value, Tensor) else value for value in values)
 
     def integrate_and_fire(
         self, current: Tensor, *, theta: float, leak: float = 1.0, v0: float | Tensor = 0.0
@@ -33,6 +40,7 @@ class Fused:
         self, current: Tensor, *, levels: int, theta: float, leak: float = 1.0, v0: float | Tensor = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Spikes as the operator emits them; potentials, which it never writes out, from the spikes."""
+        (current, v0), origin = self._here(current, v0), current.device
         dtype = functional.compute_dtype(current)
         with kernels.use_backend(self._backend(current)):
             out = kernels.mht(current, levels=levels, theta=theta, leak=leak, v0=v0)
@@ -42,7 +50,7 @@ class Fused:
         for x, s in zip(current.to(dtype), spikes.to(dtype), strict=True):
             v = leak * v + x - s * theta
             potentials.append(v)
-        return spikes, torch.stack(potentials).to(current.dtype)
+        return spikes.to(origin), torch.stack(potentials).to(origin, current.dtype)
 
     def lmht(
         self,
@@ -54,11 +62,12 @@ class Fused:
         leak: float | Tensor,
         v0: float | Tensor = 0.0,
     ) -> Tensor:
+        (x, omega, leak, v0), origin = self._here(x, omega, leak, v0), x.device
         with kernels.use_backend(self._backend(x)):
-            return kernels.lmht(x, levels=levels, theta=theta, omega=omega, leak=leak, v0=v0)
+            return kernels.lmht(x, levels=levels, theta=theta, omega=omega, leak=leak, v0=v0).to(origin)
 
     qcfs = staticmethod(functional.qcfs)
 
 
-compiled = Fused("compiled")
-triton = Fused("triton")
+compiled = Fused("compiled", "cpu")
+triton = Fused("triton", "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
