@@ -1,0 +1,29 @@
+"""The fused operator under the suite of statements, as anyone's neuron: compiled, and Triton in its interpreter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmht.kernels import compiled
+
+
+@pytest.mark.parametrize("backend", ["compiled", "triton"])
+def test_theorems(backend: str) -> None:
+    """In a process of its own, as Triton reads the variable when it is imported; the proofs are not about an implementation."""
+    if backend == "triton":
+        pytest.importorskip("triton")
+    elif not compiled.available():
+        pytest.skip("no C++ compiler")
+    command = [sys.executable, "-m", "pytest", "theorems", "--ignore=theorems/proofs", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "--impl", f"lmht.kernels.impl:{backend}"],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert " passed" in done.stdout
