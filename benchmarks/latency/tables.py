@@ -67,15 +67,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Aim:
-    """What the project set out to reach; ``at_most`` says on which side of the bound is good."""
+    """What the project set out to reach; ``at_most`` says on which side of the bound is good.
+
+    Not ``judged``: how it is computed was settled after a result had been seen, so it describes and does not judge.
+    """
 
     text: str
     value: Callable[[Run], float]
     bound: float
     at_most: bool = True
-    judged: bool = (
-        True  # False: how it is computed was settled after a result had been seen, so it describes and does not judge
-    )
+    judged: bool = True
 
     def line(self, run: Run) -> str:
         value = self.value(run)

@@ -1,8 +1,9 @@
 // The fused LM-HT operator on the CPU: one read and one write forward, two reads and one write backward, whatever T.
 //
 // compiled.py defines STEPS, SCALAR (the dtype of x, out and their gradients) and WIDE (computed in) above this text. A thread
-// takes a vector of neurons through all T steps at once. Products and sums stay separate (the compiler is told not to contract them)
-// and the division is IEEE's, so that a tie falls as in the reference. A row is one time-step of x [T, M]; its elements are adjacent.
+// takes a vector of neurons through all T steps at once. Products and sums stay separate (the compiler is told not to contract
+// them) and the division is IEEE's, so that a tie falls as in the reference. A row is one time-step of x [T, M], its elements
+// adjacent.
 
 #include <ATen/cpu/vec/vec.h>
 
