@@ -391,7 +391,8 @@ def view(table: str, frame: pd.DataFrame, results: Results) -> View:
     columns = [(header, shown) for header, shown in columns if any(place.text for place in shown)]
     used = joined(dict.fromkeys(d for d in frame["dataset_used"] if d))
     same = any(own_data(row, resolve(row, results.profile)) for row in spec.row)
-    other = f" The paper's numbers are from other data ({joined(dict.fromkeys(frame['paper_dataset']))}), not to be compared."
+    theirs_on = joined(dict.fromkeys(row.dataset for row in spec.row if row.published))
+    other = f" The paper's numbers are from other data ({theirs_on}), not to be compared."
     notes = [
         f"Ours: {used}, last epoch, mean ± 95 % confidence interval of the mean over the seeds (t distribution)."
         + ("" if same else other)

@@ -383,9 +383,9 @@ def scaling_notes(run: Run) -> list[str]:
         f"{exponent(run, 'T', 'naive'):.3g}.",
         "",
         "The bounds on memory and on the exponents are set by this harness. Two rows judge nothing, as they were defined after "
-        "results had been seen: the exponent in N takes out a call's own cost since a first run on a CPU gave 0.69 without that, and "
-        "the exponent in T less the floor's came in after two runs in which the floor's own was 1 and 1.9: large new tensors cost "
-        "more than their bytes.",
+        "results had been seen: the exponent in N takes out a call's own cost since a first run on a CPU gave 0.69 without that, "
+        "and the exponent in T less the floor's came in after two runs in which the floor's own was 1 and 1.9: large new tensors "
+        "cost more than their bytes.",
         "",
     ]
     both = run.neurons("forward+backward", L=2, dtype="float32").dropna(subset=["p50_ms"])
