@@ -54,11 +54,12 @@ def backend_for(x: Tensor) -> str:
     """The backend that ``x [T, ...]`` gets: the one asked for, else the fastest one for its device, dtype and size.
 
     CUDA: ``triton``. CPU: ``compiled`` from 32768 elements on, if there is a C++ compiler. Everything else, and T > 16: ``eager``.
+    A network under ``torch.compile`` keeps the choice that held when it was compiled.
 
     Raises:
         ValueError: ``LMHT_BACKEND`` or the context asks for a backend that can't run here, or doesn't exist.
     """
-    asked = _chosen.get() or _known(os.environ.get("LMHT_BACKEND", "auto"))
+    asked = _asked()
     if asked != "auto":
         if reason := _missing(asked, x):
             raise ValueError(f"backend {asked!r} can't run on this input: {reason}; leave the choice to 'auto'")
@@ -113,6 +114,11 @@ def mht(
     functional.check_arguments(current, levels=levels, theta=theta, v0=v0, leak=leak, values=False)
     leaks, start = _tensor(current, leak), _tensor(current, v0)
     return fire(current, None, leaks, start, levels, theta, temporal_gradient, backend)
+
+
+@torch.compiler.assume_constant_result
+def _asked() -> str:
+    return _chosen.get() or _known(os.environ.get("LMHT_BACKEND", "auto"))
 
 
 def _tensor(x: Tensor, value: float | Tensor) -> Tensor:
