@@ -28,7 +28,7 @@ from benchmarks.train import Epoch, Result
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
-ProfileOption = Annotated[str, typer.Option(help="digits | fashion-mnist | paper")]
+ProfileOption = Annotated[str, typer.Option(help=" | ".join(spec.profiles()))]
 TablesArgument = Annotated[list[str] | None, typer.Argument(help="tables; default: all")]
 
 

@@ -155,7 +155,7 @@ def ours(table: str, row: Row, spec: Spec, paper: pd.DataFrame, results: Results
     line = {
         "row": row.id,
         "label": row.label,
-        "architecture": row.architecture,
+        "architecture": cell.architecture,
         "paper_dataset": row.dataset,
         "dataset_used": cell.dataset,
         "neuron": row.neuron,

@@ -116,6 +116,7 @@ class Profile(Strict):
     deviations: list[str] = []
     networks: dict[str, dict[str, Any]] = {}
     dataset_networks: dict[str, dict[str, Any]] = {}
+    dataset_architecture: dict[str, str] = {}
     qcfs_scale: float = Field(default=8.0, gt=0)
     float64_checks: bool = True
     threads: int | None = None
@@ -218,10 +219,11 @@ def resolve(row: Row, profile: Profile) -> Cell:
 
 def _cell(row: Row, profile: Profile, neuron: NeuronSpec, book: RecipeBook, **upstream: Any) -> Cell:
     dataset = profile.datasets[row.dataset]
-    options = profile.networks.get(row.architecture, {}) | profile.dataset_networks.get(row.dataset, {})
+    architecture = profile.dataset_architecture.get(row.dataset, row.architecture)
+    options = profile.networks.get(architecture, {}) | profile.dataset_networks.get(row.dataset, {})
     return Cell(
         dataset=dataset,
-        architecture=row.architecture,
+        architecture=architecture,
         network=options,
         neuron=neuron,
         recipe=book.of(row.dataset),

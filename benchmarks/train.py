@@ -150,17 +150,24 @@ def _in_processes(work: tuple[Any, ...], devices: int) -> Iterator[Epoch | Resul
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ranks = torch.multiprocessing.spawn(_rank, (work, devices, port, events), devices, join=False)
-    event: Epoch | Result | None = None
-    while not isinstance(event, Result):
-        try:
-            event = events.get(timeout=1)
-        except queue.Empty:
-            ranks.join(timeout=0)  # raises what a process raised
-            continue
-        assert event is not None
+    try:
+        while True:
+            try:
+                event = events.get(timeout=1)
+            except queue.Empty:
+                ranks.join(timeout=0)  # raises what a process raised
+                continue
+            if isinstance(event, Exception):
+                raise event
+            if isinstance(event, Result):
+                break
+            yield event
+        while not ranks.join():
+            pass
         yield event
-    while not ranks.join():
-        pass
+    finally:
+        for process in ranks.processes:
+            process.kill()
 
 
 def _rank(rank: int, work: tuple[Any, ...], devices: int, port: int, events: Any) -> None:
@@ -168,9 +175,12 @@ def _rank(rank: int, work: tuple[Any, ...], devices: int, port: int, events: Any
     cell: Cell = work[0]
     torch.set_num_threads(cell.threads or max(1, torch.get_num_threads() // devices))
     with use_backend(cell.backend):
-        for event in _train(*work):
-            if rank == 0:
-                events.put(event)
+        try:
+            for event in _train(*work):
+                if rank == 0:
+                    events.put(event)
+        except (data.DataError, TrainingError) as error:
+            events.put(error)
 
 
 def _train(
@@ -247,11 +257,12 @@ def _train(
         metrics = {"loss": mean_loss, "val": val_accuracy, "test": test_accuracy, "images_per_s": images / seconds}
         yield Epoch(epoch + 1, recipe.epochs, metrics)
 
-    network = model.module
-    final = {"test/final": test_accuracy, "val/final": val_accuracy, **best, **extra}
-    yield Result(
-        final | evaluate(network, test, fabric.device, cell.float64_checks), save(network, out), _describe(info)
-    )
+    if fabric.is_global_zero:
+        network = model.module
+        checkpoint = save(network, out)  # first: the evaluation needs more memory than training
+        final = {"val/final": val_accuracy, **best, **extra}
+        final |= evaluate(network, test, fabric.device, cell.float64_checks)
+        yield Result(final, checkpoint, _describe(info))
 
 
 @torch.no_grad()
@@ -311,14 +322,17 @@ def share(which: Tensor) -> float:
 
 
 def evaluate(network: Network, test: Iterable[Any], device: torch.device, float64: bool) -> dict[str, float]:
-    """Everything that is measured on a trained network (accuracies and shares in percent, SOPs and MACs in 1e9 an image)."""
-    metrics: dict[str, float] = {}
+    """Everything that is measured on a trained network (accuracies and shares in percent, SOPs and MACs in 1e9 an image).
+
+    In the parameters' own precision, whatever the training's: what is compared is measured alike.
+    """
+    predictions, labels = predict(network, test, device)
+    metrics = {"test/final": accuracy(predictions, labels)}
     some = first_images(test, COUNTED_IMAGES, network.frames).to(device)
     operations = count_operations(network, some)
     metrics |= {"ops/sops_g": operations.total_sops * 1e-9, "ops/macs_g": operations.total_macs * 1e-9}
     metrics |= {"ops/energy_mj": operations.energy_mj, "ops/energy_with_macs_mj": operations.energy_with_macs_mj}
     if network.steps > 1:
-        predictions, labels = predict(network, test, device)
         for t in range(network.steps):
             metrics[f"prefix/t{t + 1}"] = share(predictions[t] == labels)
     if any(isinstance(m, lmht.QCFS) for m in network.modules()):

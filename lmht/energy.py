@@ -17,6 +17,8 @@ PJ_PER_AC = 0.9
 PJ_PER_MAC = 4.6
 _LINEAR_CALLS = {"flatten", "unflatten", "transpose", "mean"}
 
+AT_ONCE = 1 << 20  # values of the images counted at once: all of a network's spike counts are kept meanwhile
+
 
 @dataclass
 class Operations:
@@ -109,14 +111,17 @@ def count_operations(network: Network, images: Tensor) -> Operations:
         network: an SNN or an ANN; its mode is left as it was.
         images: ``[N, C, H, W]`` (or frames ``[T, N, C, H, W]``), N >= 1.
     """
-    n = images.shape[1] if network.frames else images.shape[0]
+    axis = 1 if network.frames else 0
+    n = images.shape[axis]
     if n < 1:
         raise ValueError("count_operations needs at least one image")
+    at_once = max(1, AT_ONCE * n // images.numel())
     was_training = network.training
     network.eval()
     try:
         totals = Operations()
-        _Counter(network, totals).run(images)
+        for part in images.split(at_once, axis):
+            _Counter(network, totals).run(part)
     finally:
         network.train(was_training)
     for counted in (totals.sops, totals.macs, totals.spikes):

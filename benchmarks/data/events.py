@@ -2,6 +2,7 @@
 
 import logging
 import re
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,10 +144,10 @@ def _counts(folder: Path, paths: list[Path], key: str) -> Path:
     cache = folder / f"frames-{FRAMES}x{SIZE}x{SIZE}-{key[:16]}.npy"
     if not cache.exists():
         log.info("binning %d recordings into %s, once", len(paths), cache)
-        partial = cache.with_suffix(".partial")
+        partial = cache.with_suffix(f".{uuid.uuid4().hex}.partial")  # several processes may come here at once
         counts = np.lib.format.open_memmap(partial, "w+", np.int16, (len(paths), FRAMES, 2, SIZE, SIZE))
         for index, path in enumerate(paths):
             counts[index] = frames_of(path)
         counts.flush()
-        partial.replace(cache)
+        partial.replace(cache)  # whole, or not at all
     return cache
