@@ -209,6 +209,8 @@ def check_arguments(
         )
     if omega is not None and omega.shape != (steps, steps):
         raise ValueError(f"omega must be [T, T] with T = {steps} steps as in the input, got {tuple(omega.shape)}")
+    if omega is not None and omega.device != x.device:
+        raise ValueError(f"omega is on {omega.device}, the input on {x.device}; move one of them with .to()")
     if isinstance(leak, Tensor) and leak.shape not in ((), (steps,)):
         raise ValueError(f"leak must be a number or one value for each of {steps} steps, got shape {tuple(leak.shape)}")
     check_floating(x, values)

@@ -17,13 +17,16 @@ def test_theorems(backend: str) -> None:
         pytest.importorskip("triton")
     elif not compiled.available():
         pytest.skip("no C++ compiler")
-    command = [sys.executable, "-m", "pytest", "theorems", "--ignore=theorems/proofs", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, "--impl", f"lmht.kernels.impl:{backend}"],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
-    assert " passed" in done.stdout
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    neuron = ["theorems", "--ignore=theorems/proofs", "--impl", f"lmht.kernels.impl:{backend}"]
+    for what, chosen in ((neuron, {}), (["theorems/test_networks.py"], {"LMHT_BACKEND": backend})):
+        done = subprocess.run(
+            [*command, *what],
+            cwd=Path(__file__).parents[1],
+            env=environment | chosen,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-5000:]
+        assert " passed" in done.stdout

@@ -88,11 +88,17 @@ def test_dyadic_equal(backend: str, poisoned: None, steps: int, size: int) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_low_precision_equal(backend: str, poisoned: None, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_low_precision_equal(backend: str, poisoned: None, steps: int, dtype: torch.dtype) -> None:
     """Small dyadic numbers are exact in float32 too: half inputs are accumulated in it and rounded once."""
-    inputs = dyadic(2, 97, dtype=dtype), dyadic(2, 2, dtype=torch.float32, most=4), torch.tensor(0.5)
-    grad, arguments = dyadic(2, 97, dtype=dtype), {"levels": 3, "theta": 0.5, "v0": 0.25}
-    assert_equal(lmht(kernels.lmht, grad, inputs, **arguments), lmht(functional.lmht, grad, inputs, **arguments))
+    inputs = dyadic(steps, 97, dtype=dtype), dyadic(steps, steps, dtype=torch.float32, most=4), torch.tensor(0.5)
+    grad = dyadic(steps, 97, dtype=dtype)
+    for v0 in (0.25, dyadic(97, dtype=torch.float32)):
+        arguments = {"levels": 3, "theta": 0.5, "v0": v0}
+        assert_equal(lmht(kernels.lmht, grad, inputs, **arguments), lmht(functional.lmht, grad, inputs, **arguments))
+        for chain in (True, False):
+            alone = {"levels": 3, "theta": 0.5, "leak": 0.5, "v0": v0, "temporal_gradient": chain}
+            assert_equal(mht(grad, inputs[0], backend=backend, **alone), mht(grad, inputs[0], backend="eager", **alone))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -220,6 +226,12 @@ def test_errors_are_the_reference_s(backend: str) -> None:
         with pytest.raises(ValueError, match=name) as fused:
             kernels.lmht(torch.ones(2, 3), **{**good, **bad})
         assert str(fused.value) == str(reference.value)
+
+
+def test_omega_elsewhere_is_an_error(backend: str) -> None:
+    for function in (kernels.lmht, functional.lmht):
+        with pytest.raises(ValueError, match=r"omega is on meta, the input on (cpu|cuda:0); move one of them"):
+            function(torch.ones(2, 3), levels=2, theta=1.0, omega=torch.eye(2, device="meta"), leak=1.0)
 
 
 @pytest.fixture

@@ -22,11 +22,21 @@ def literal(value: object) -> str:
 
 
 class Call:
-    """One call of the contract: its result, and the source that repeats it."""
+    """One call of the contract: its result, and the source that repeats it, backward pass included."""
 
     def __init__(self, impl: Loaded, method: str, x: Tensor, **arguments: Any) -> None:
         self.target, self.method, self.x, self.arguments = impl.target, method, x, arguments
-        self.result = getattr(impl, method)(x, **arguments)
+        self.upstream: Tensor | None = None
+        try:
+            self.result = getattr(impl, method)(x, **arguments)
+        except Exception as error:
+            error.add_note(f"reproduce:\n{self.source}")
+            raise
+
+    def backward(self, upstream: Tensor | None = None) -> None:
+        """Backward pass from ``upstream``; by default from ones."""
+        self.upstream = torch.ones_like(self.result) if upstream is None else upstream
+        self.result.backward(self.upstream)
 
     def grad(self, name: str) -> Tensor:
         """Gradient of ``x`` or of a named argument, after a backward pass."""
@@ -37,10 +47,17 @@ class Call:
 
     @property
     def source(self) -> str:
-        arguments = ", ".join([literal(self.x), *(f"{key}={literal(value)}" for key, value in self.arguments.items())])
-        return (
-            f"import torch; from theorems.impl import Loaded\nprint(Loaded({self.target!r}).{self.method}({arguments}))"
-        )
+        given = {"x": self.x, **self.arguments}
+        leaves = [name for name, value in given.items() if isinstance(value, Tensor) and value.requires_grad]
+        x, *rest = [(name, name if name in leaves else literal(value)) for name, value in given.items()]
+        arguments = ", ".join([x[1], *(f"{name}={text}" for name, text in rest)])
+        call = f"Loaded({self.target!r}).{self.method}({arguments})"
+        lines = ["import torch; from theorems.impl import Loaded"]
+        lines += [f"{name} = {literal(given[name])}" for name in leaves]
+        if self.upstream is None:
+            return "\n".join([*lines, f"print({call})"])
+        grads = ", ".join(f"{name}.grad" for name in leaves)
+        return "\n".join([*lines, f"out = {call}", f"out.backward({literal(self.upstream)})", f"print(out, {grads})"])
 
 
 def mht(impl: Loaded, case: Case) -> Call:

@@ -45,7 +45,7 @@ def test_lmht(impl: Loaded, case: Case, values: list[int]) -> None:
     largest = [abs(v) * 4 for n in range(count) for v in (case.v0[n], *case.trace(n).v)]
     assume(all(sum_is_exact(terms, case.dtype) for terms in (largest, *sums.values())))
     call = check.lmht(impl, case, gradient=True)
-    call.result.backward(case.tensor(upstream))
+    call.backward(case.tensor(upstream))
     omega, leak = call.grad("omega"), call.grad("leak")
     dx = check.transposed(check.rationals(call.grad("x")))
     check.same(case, f"dLoss/dx, dLoss/dout = {upstream}", {"dx": [part.x for part in parts]}, {"dx": dx}, call)
@@ -73,7 +73,7 @@ def test_window_edges(impl: Loaded, levels: int, theta: float, dtype: torch.dtyp
     x = m[None].clone().requires_grad_()
     one = torch.ones(1, 1, dtype=dtype)
     call = check.Call(impl, "lmht", x, levels=levels, theta=theta, omega=one, leak=one[0, 0])
-    call.result.sum().backward()
+    call.backward()
     assert x.grad is not None
     assert x.grad[0].tolist() == expected, (
         f"window at m = {m.tolist()}: {x.grad[0].tolist()} != {expected}\n{call.source}"
@@ -107,14 +107,14 @@ def test_random_floats(impl: Loaded, steps: int) -> None:
     x, g_out, omega, v0 = draws
     leaves = [value.clone().requires_grad_() for value in (x, omega, torch.tensor(leak, dtype=torch.float64))]
     call = check.Call(impl, "lmht", leaves[0], levels=levels, theta=theta, omega=leaves[1], leak=leaves[2], v0=v0)
-    call.result.backward(g_out)
+    call.backward(g_out)
     dx, domega, dleak, *sizes = written_out(x, g_out, omega, leak, v0, levels, theta)
     # n terms of a sum, each with errors of at most (8*T + n) roundings: no potential of these seeds is that close to an edge
     for leaf, expected, size in zip(leaves, (dx, domega, dleak), sizes, strict=True):
         assert leaf.grad is not None
         bound = torch.finfo(torch.float64).eps * (8 * steps + steps * count) * size
         assert bool(((leaf.grad - expected).abs() <= bound).all()), (
-            f"T = {steps}: off by {(leaf.grad - expected).abs().max()}"
+            f"T = {steps}: off by {(leaf.grad - expected).abs().max()}\n{call.source}"
         )
 
 
@@ -134,7 +134,7 @@ def test_qcfs(impl: Loaded, case: Case, values: list[int]) -> None:
     x = case.tensor().requires_grad_()
     leaf = torch.tensor(float(scale), dtype=case.dtype, requires_grad=True)
     call = check.Call(impl, "qcfs", x, levels=Tq, scale=leaf)
-    call.result.backward(case.tensor([[g] for g in upstream]))
+    call.backward(case.tensor([[g] for g in upstream]))
     expected = [g * mask for g, mask in zip(upstream, masks, strict=True)]
     dx = [Fraction(value) for value in call.grad("x").flatten().tolist()]
     check.same(case, f"dLoss/dx, dLoss/dout = {upstream}", {"dx": [expected]}, {"dx": [dx]}, call)
@@ -159,6 +159,6 @@ def test_qcfs_edges(impl: Loaded, Tq: int, scale: float) -> None:
     points = {low: 1, low * (1 + beside): 0, 0.0: 1, scale: 1, high * (1 - beside): 1, high: 0, 2 * high: 0, 4 * low: 0}
     x = torch.tensor(list(points), dtype=torch.float64, requires_grad=True)
     call = check.Call(impl, "qcfs", x, levels=Tq, scale=torch.tensor(scale, dtype=torch.float64))
-    call.result.sum().backward()
+    call.backward()
     got = call.grad("x").tolist()
     assert got == list(points.values()), f"mask at x = {list(points)}: {got}\n{call.source}"

@@ -44,7 +44,7 @@ def test_forward(impl: Loaded, case: Case) -> None:
 @given(differentiable, gradients)
 def test_backward_is_spatial_only(impl: Loaded, case: Case, values: list[int]) -> None:
     call, upstream = check.lmht(impl, case, gradient=True), spread(case, values)
-    call.result.backward(case.tensor(check.transposed(upstream)))
+    call.backward(case.tensor(check.transposed(upstream)))
     expected = []
     for g, trace in zip(upstream, case.traces(), strict=True):
         masks = [oracle.window(m, levels=1, theta=case.theta) for m in trace.m]
@@ -86,7 +86,7 @@ def test_the_two_differ(impl: Loaded, counterexample: Callable[[str], None]) -> 
     case = Case(1, Q(1), Q(1), (Q(0),), ((Q(1, 4),), (Q(1),)), (1,), omega=identity(2))
     upstream = [[Q(1), Q(1)]]
     call = check.lmht(impl, case, gradient=True)
-    call.result.backward(case.tensor(check.transposed(upstream)))
+    call.backward(case.tensor(check.transposed(upstream)))
     detached = check.transposed(check.rationals(call.grad("x")))
     kept = stbp(case, upstream, chain=True)
     check.same(case, "chain detached", {"dLoss/dx": [[Q(0), Q(1)]]}, {"dLoss/dx": detached}, call)

@@ -13,6 +13,7 @@ fused backends don't look at the values of their input: a NaN comes out as NaN, 
 import functools
 import importlib.util
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,7 +123,7 @@ def _asked() -> str:
 
 
 def _tensor(x: Tensor, value: float | Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else x.new_full((), value, dtype=functional.compute_dtype(x))
+    return value.to(x.device) if isinstance(value, Tensor) else x.new_full((), value, dtype=functional.compute_dtype(x))
 
 
 def _steps(x: Tensor) -> int:
@@ -148,7 +149,9 @@ def _missing(backend: str, x: Tensor) -> str | None:
     if backend == "triton" and not x.is_cuda and not _installed("interpreter"):
         return f"it is for CUDA, the input is on {x.device}"
     if not _installed(backend):
-        return "it needs a C++ compiler (set CXX, or install g++)" if backend == "compiled" else "it needs triton"
+        return (
+            "it needs a C++ compiler (set CXX, or install g++)" if backend == "compiled" else "it needs triton and gcc"
+        )
     return None
 
 
@@ -161,7 +164,10 @@ def _installed(what: str) -> bool:
 def _look(what: str) -> bool:
     if what == "interpreter":
         return os.environ.get("TRITON_INTERPRET") == "1"
-    return compiled.available() if what == "compiled" else importlib.util.find_spec("triton") is not None
+    if what == "compiled":
+        return compiled.available()
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")  # builds Triton's launcher on a GPU
+    return importlib.util.find_spec("triton") is not None and (_look("interpreter") or compiler is not None)
 
 
 @torch.compiler.assume_constant_result

@@ -7,21 +7,27 @@ equations leave the T + T^2 sums for lambda and Omega out of the fusion from T =
 
 import ctypes
 import functools
-import os
-import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("fire.cpp")
+STRICT = {
+    "cpp.enable_floating_point_contract_flag": "off",
+    "cpp.enable_unsafe_math_opt_flag": False,
+}  # ties depend on it
 NAMES = {torch.float64: "double", torch.float32: "float", torch.bfloat16: "c10::BFloat16", torch.float16: "c10::Half"}
 
 
 def available() -> bool:
-    """Whether the C++ compiler that Inductor would call exists."""
-    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
-    return any(shutil.which(name) for name in names)
+    """Whether Inductor finds a C++ compiler: ``CXX``, or else the platform's."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        return bool(get_cpp_compiler())
+    except RuntimeError:
+        return False
 
 
 @functools.cache
@@ -31,12 +37,14 @@ def library(steps: int, dtype: torch.dtype) -> ctypes.CDLL:
     Raises:
         RuntimeError: the compiler fails.
     """
-    from torch._inductor.codecache import CppCodeCache  # imported late: it takes a second
+    from torch._inductor import config  # imported late: it takes a second
+    from torch._inductor.codecache import CppCodeCache
 
     wide = "double" if dtype == torch.float64 else "float"
     defines = f"#define STEPS {steps}\n#define SCALAR {NAMES[dtype]}\n#define WIDE {wide}\n"
     try:
-        loaded = CppCodeCache.load(defines + SOURCE.read_text())
+        with config.patch(STRICT):
+            loaded = CppCodeCache.load(defines + SOURCE.read_text())
     except RuntimeError as error:
         why = next((line for line in str(error).splitlines() if "error:" in line), str(error))
         raise RuntimeError(

@@ -29,7 +29,7 @@ class Neuron:
         return m - s * theta
 
     def start(self, x: Tensor, v0: float | Tensor) -> Tensor:
-        return torch.as_tensor(v0, dtype=x.dtype).expand(x.shape[1:])
+        return torch.as_tensor(v0, dtype=x.dtype, device=x.device).expand(x.shape[1:])
 
     def mix(self, omega: Tensor, x: Tensor) -> Tensor:
         return (omega @ x.reshape(len(x), -1)).reshape(x.shape)
