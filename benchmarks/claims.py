@@ -237,7 +237,7 @@ def _at_chance(part: Part, get: Any, results: Results) -> str:
         classes = SIZES[spec.resolve(rows[row_id], results.profile).dataset].classes
         if values.mean() - half_width(values, 0.95) <= 100 / classes:
             guessing.append(row_id)
-    return f"row {joined(guessing)} is not above chance" if guessing else ""
+    return f"not above chance: {joined(guessing)}" if guessing else ""
 
 
 def _contrast(part: Part, get: Any) -> Any:
