@@ -59,7 +59,9 @@ def test_the_broken_neurons_base_passes(theorems: Callable[..., Run], statement:
     assert run.code == pytest.ExitCode.OK, run.output
 
 
-@pytest.mark.parametrize(("neuron", "statement"), [(cls.__name__, name) for cls, names in CAUGHT_BY.items() for name in names])
+@pytest.mark.parametrize(
+    ("neuron", "statement"), [(cls.__name__, name) for cls, names in CAUGHT_BY.items() for name in names]
+)
 def test_broken_neurons_fail(theorems: Callable[..., Run], neuron: str, statement: str) -> None:
     """The named file rejects it, within 30 s of processor time; the first failure is enough, it needn't be the smallest."""
     target = f"tests.neurons.broken:{neuron}_neuron"
