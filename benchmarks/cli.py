@@ -21,10 +21,10 @@ from rich.progress import (
 from rich.table import Table
 
 from benchmarks import spec
-from benchmarks.schedule import Job, jobs_of
-from benchmarks.schedule import run as run_jobs
+from benchmarks.record import Epoch, Result
+from benchmarks.run.schedule import Job, jobs_of
+from benchmarks.run.schedule import run as run_jobs
 from benchmarks.store import Store, StoreError
-from benchmarks.train import Epoch, Result
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
@@ -130,7 +130,7 @@ def plan(
     ] = 40.0,
 ) -> None:
     """What a profile would cost: images, MACs an image, GPU-hours and disk. Nothing is run."""
-    from benchmarks import plan as costs
+    from benchmarks.run import plan as costs
 
     try:
         work = jobs_of(selection(tables), spec.load_profile(profile), seeds)
@@ -173,8 +173,8 @@ def report(
 ) -> None:
     """Write tables, figures, verdicts and report.html from the store alone; or the latency tables."""
     quiet()
-    from benchmarks import page
     from benchmarks.latency import tables as latency
+    from benchmarks.report import page
 
     if what not in ("tables", "latency"):
         raise fail(spec.SpecError(f"unknown report {what!r}; known: tables, latency"))
@@ -198,11 +198,11 @@ def verify(
 ) -> None:
     """Judge the claims by the rules of specs/claims.toml; exit 1 if a verdict is another than the committed one."""
     quiet()
-    from benchmarks import claims, report
+    from benchmarks.report import claims, tables
 
     try:
         rules = claims.load()
-        results = report.Results.of(Store(profile))
+        results = tables.Results.of(Store(profile))
     except (spec.SpecError, StoreError) as error:
         raise fail(error) from error
     judged = claims.judge(rules, results)

@@ -18,8 +18,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
 
+from benchmarks.record import Epoch, Result
 from benchmarks.spec import TABLES, Cell, load_spec
-from benchmarks.train import Epoch, Result
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would tear our own bars apart

@@ -11,8 +11,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import schedule, spec, train
+from benchmarks import spec
 from benchmarks.cli import app
+from benchmarks.run import schedule, train
 from benchmarks.store import Store, StoreError
 from lmht import kernels
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import claims, page, report, spec
+from benchmarks import spec
 from benchmarks.cli import app
+from benchmarks.record import Epoch, Result
+from benchmarks.report import claims, page, tables
 from benchmarks.store import Store
-from benchmarks.train import Epoch, Result
 
 SEEDS = range(42, 47)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -124,8 +125,8 @@ def test_no_difference_from_the_paper_on_other_data(written: Path) -> None:
     assert "ours_minus_published_points" not in table(written, "table1")
     row = spec.load_spec("table3").row[0]
     cell = spec.resolve(row, spec.load_profile("paper"))
-    assert report.own_data(row, cell)
-    assert not report.own_data(row, spec.resolve(row, spec.load_profile("digits")))
+    assert tables.own_data(row, cell)
+    assert not tables.own_data(row, spec.resolve(row, spec.load_profile("digits")))
 
 
 def test_what_was_not_run_says_so_and_why(written: Path) -> None:
@@ -143,7 +144,7 @@ def test_what_was_not_run_says_so_and_why(written: Path) -> None:
 def test_every_line_of_the_paper_is_there_as_printed(written: Path, name: str) -> None:
     paper, lines = spec.published(name), table(written, name)
     column = "published_snn_accuracy_pct" if name == "table4" else "published_accuracy_pct"
-    others = lines[lines["status"] == report.NOT_OURS]
+    others = lines[lines["status"] == tables.NOT_OURS]
     named = {i for row in spec.load_spec(name).row for i in row.published}
     assert len(others) == len(paper) - len(named)
     assert set(lines[column]) - {""} == set(paper[column.removeprefix("published_")]) - {""}

@@ -1,23 +1,39 @@
 """Data sets of the tables and their stand-ins: `load` one by name, `loaders` for its batches, `DataError` if it cannot be."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from .base import Data, DataError, loaders
 from .small import digits, fashion_mnist
 
-__all__ = ["NAMES", "Data", "DataError", "load", "loaders"]
+__all__ = ["NAMES", "SIZES", "Data", "DataError", "Size", "load", "loaders"]
 
-NAMES = (
-    "digits",
-    "fashion-mnist",
-    "cifar10",
-    "cifar100",
-    "imagenet200",
-    "imagenet1k",
-    "imagenet100",
-    "cifar10-dvs",
-    "cifar10-dvs-averaged",
-)
+
+@dataclass(frozen=True)
+class Size:
+    """A data set's size, as published: training images (before the validation split), image size, classes, disk in GB."""
+
+    train: int
+    test: int
+    size: int
+    classes: int
+    in_channels: int
+    disk_gb: float
+    frames: bool = False
+
+
+SIZES = {
+    "digits": Size(1437, 360, 8, 10, 1, 0.0),
+    "fashion-mnist": Size(60_000, 10_000, 28, 10, 1, 0.1),
+    "cifar10": Size(50_000, 10_000, 32, 10, 3, 0.2),
+    "cifar100": Size(50_000, 10_000, 32, 100, 3, 0.2),
+    "imagenet200": Size(100_000, 10_000, 64, 200, 3, 0.5),
+    "imagenet100": Size(128_000, 5_000, 224, 100, 3, 14),
+    "imagenet1k": Size(1_281_167, 50_000, 224, 1000, 3, 150),
+    "cifar10-dvs": Size(9_000, 1_000, 48, 10, 2, 9, frames=True),
+    "cifar10-dvs-averaged": Size(9_000, 1_000, 48, 10, 2, 0),  # of the same files
+}
+NAMES = tuple(SIZES)
 
 
 def load(

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks import figures
 from benchmarks.latency.record import RECORD
+from benchmarks.report import figures
 from benchmarks.store import Store
 
 DEVICES = {"cpu": "not run", "cuda": "not run: no GPU"}

@@ -1,42 +1,15 @@
 """What a profile costs before it is run: images, MACs, GPU-hours and disk, by stated assumptions."""
 
-from dataclasses import dataclass
-
 import pandas as pd
 import torch
 
-from benchmarks.schedule import Job
+from benchmarks.data import SIZES, Size
+from benchmarks.run.network import network_of
+from benchmarks.run.schedule import Job
 from benchmarks.spec import Cell
-from benchmarks.train import network_of
 from lmht.energy import count_operations
 
 BACKWARD = 3  # a training step costs about three forward passes
-
-
-@dataclass(frozen=True)
-class Size:
-    """A data set's size, as published: training images (before the validation split), image size, classes, disk in GB."""
-
-    train: int
-    test: int
-    size: int
-    classes: int
-    in_channels: int
-    disk_gb: float
-    frames: bool = False
-
-
-SIZES = {
-    "digits": Size(1437, 360, 8, 10, 1, 0.0),
-    "fashion-mnist": Size(60_000, 10_000, 28, 10, 1, 0.1),
-    "cifar10": Size(50_000, 10_000, 32, 10, 3, 0.2),
-    "cifar100": Size(50_000, 10_000, 32, 100, 3, 0.2),
-    "imagenet200": Size(100_000, 10_000, 64, 200, 3, 0.5),
-    "imagenet100": Size(128_000, 5_000, 224, 100, 3, 14),
-    "imagenet1k": Size(1_281_167, 50_000, 224, 1000, 3, 150),
-    "cifar10-dvs": Size(9_000, 1_000, 48, 10, 2, 9, frames=True),
-    "cifar10-dvs-averaged": Size(9_000, 1_000, 48, 10, 2, 0),  # of the same files
-}
 
 
 def plan(jobs: list[Job], tflops: float) -> pd.DataFrame:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import data
+from benchmarks.record import Epoch, Result
+from benchmarks.run.train import TrainingError, run_cell
 from benchmarks.spec import Cell, Profile, Row, resolve
 from benchmarks.store import Store
-from benchmarks.train import Epoch, Result, TrainingError, run_cell
 
 FIRST_SEED = 42  # the paper's
 
@@ -152,7 +153,7 @@ class OnRay:
             ray.init(
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONWARNINGS": "ignore"}},
+                runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "ignore"}},
                 **local,
             )
         gpus = 0 if device == "cpu" else 1

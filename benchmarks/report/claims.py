@@ -12,8 +12,8 @@ import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
 from benchmarks import spec
-from benchmarks.plan import SIZES
-from benchmarks.report import Results, half_width, joined, measures, number
+from benchmarks.data import SIZES
+from benchmarks.report.tables import Results, half_width, joined, measures, number
 from benchmarks.spec import HERE, SpecError, Strict
 
 # worst first: a claim is as good as its worst part

@@ -1,20 +1,18 @@
 """One cell, one seed: build the network, train it in one visible loop, evaluate. Knows nothing of MLflow.
 
-:func:`run_cell` yields an :class:`Epoch` after every epoch and one :class:`Result` at the end.
+:func:`run_cell` yields an ``Epoch`` after every epoch and one ``Result`` at the end (:mod:`benchmarks.record`).
 """
 
 import contextvars
-import copy
 import itertools
 import math
 import os
 import queue
 import socket
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -23,80 +21,18 @@ from torch.nn import functional as F
 
 import lmht
 from benchmarks import data
-from benchmarks.spec import Cell, NeuronSpec, Recipe
-from lmht.conversion import to_if, to_lmht
-from lmht.energy import count_operations
-from lmht.graph import non_affine
+from benchmarks.record import Epoch, Result
+from benchmarks.run.evaluate import accuracy, compare_with_ann, evaluate, predict
+from benchmarks.run.network import network_of
+from benchmarks.spec import Cell, Recipe
+from lmht.conversion import to_lmht
 from lmht.kernels import use_backend
-from lmht.networks import Network, build
-from lmht.reparameterize import foretell, reparameterize, repeat_frames
-
-CONVERTED_STEPS = (2, 4, 8)  # the latencies of Table 4's QCFS conversions
-COUNTED_IMAGES = 1024  # SOPs and reparameterisation in float64 are measured on the first test images, at most this many
 
 LEAST_SCALE = 1e-2
 
 
 class TrainingError(Exception):
     """Training went wrong in a way that more epochs won't mend."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """Progress after one epoch; accuracies in percent, loss in nats."""
-
-    epoch: int
-    epochs: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Result:
-    """Final metrics, and the checkpoint's path."""
-
-    metrics: dict[str, float]
-    checkpoint: Path
-    data: dict[str, str]
-
-
-def activation(spec: NeuronSpec, qcfs_scale: float) -> Callable[[], nn.Module]:
-    """Activation factory. Direct training: ``theta = 2/L`` for L > 1 and 1 for L = 1, ``v(0) = 0`` (SPEC section 5)."""
-    theta = 2 / spec.levels if spec.levels > 1 else 1.0
-    factories: dict[str, Callable[[], nn.Module]] = {
-        "relu": nn.ReLU,
-        "qcfs": lambda: lmht.QCFS(spec.levels, qcfs_scale),
-        "if": lambda: lmht.IF(spec.steps, theta=theta),
-        "lif": lambda: lmht.LIF(spec.steps, theta=theta),
-        # only the one-level baseline keeps the temporal chain (SPEC section 2)
-        "mht": lambda: lmht.MHT(spec.levels, spec.steps, theta=theta, temporal_gradient=False),
-        "lmht": lambda: lmht.LMHT(spec.levels, spec.steps, theta=theta),
-    }
-    return factories[spec.kind]
-
-
-class Shape(Protocol):
-    """What a network needs to know of its data."""
-
-    @property
-    def classes(self) -> int: ...
-    @property
-    def in_channels(self) -> int: ...
-    @property
-    def frames(self) -> bool: ...
-
-
-def network_of(cell: Cell, info: Shape) -> Network:
-    """The cell's network before training, a fine-tuned cell's before its conversion."""
-    origin = cell.ann or cell
-    return build(
-        cell.architecture,
-        activation(origin.neuron, cell.qcfs_scale),
-        classes=info.classes,
-        steps=origin.neuron.steps,
-        in_channels=info.in_channels,
-        frames=info.frames,
-        **cell.network,
-    )
 
 
 def run_cell(
@@ -294,122 +230,6 @@ def cosine(recipe: Recipe, updates_per_epoch: int) -> Callable[[int], float]:
         return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (update - warmup) / (total - warmup)))
 
     return rate
-
-
-@torch.no_grad()
-def predict(
-    network: nn.Module, loader: Iterable[Any], device: torch.device, dtype: torch.dtype | None = None
-) -> tuple[Tensor, Tensor]:
-    """Predictions ``[T, N]`` from the time-mean logits of the first t steps, and labels ``[N]``."""
-    was_training = network.training
-    network.eval()
-    predictions, labels = [], []
-    for x, y in loader:
-        logits = network.step_logits(x.to(device, dtype))  # type: ignore[operator]
-        predictions.append(logits.cumsum(0).argmax(-1).cpu())
-        labels.append(y)
-    network.train(was_training)
-    return torch.cat(predictions, 1), torch.cat(labels)
-
-
-def accuracy(predictions: Tensor, labels: Tensor) -> float:
-    """Percent of right predictions after the last step."""
-    return share(predictions[-1] == labels)
-
-
-def share(which: Tensor) -> float:
-    return 100 * float(which.double().mean())
-
-
-def evaluate(network: Network, test: Iterable[Any], device: torch.device, float64: bool) -> dict[str, float]:
-    """Everything that is measured on a trained network (accuracies and shares in percent, SOPs and MACs in 1e9 an image).
-
-    In the parameters' own precision, whatever the training's: what is compared is measured alike.
-    """
-    predictions, labels = predict(network, test, device)
-    metrics = {"test/final": accuracy(predictions, labels)}
-    some = first_images(test, COUNTED_IMAGES, network.frames).to(device)
-    operations = count_operations(network, some)
-    metrics |= {"ops/sops_g": operations.total_sops * 1e-9, "ops/macs_g": operations.total_macs * 1e-9}
-    metrics |= {"ops/energy_mj": operations.energy_mj, "ops/energy_with_macs_mj": operations.energy_with_macs_mj}
-    if network.steps > 1:
-        for t in range(network.steps):
-            metrics[f"prefix/t{t + 1}"] = share(predictions[t] == labels)
-    if any(isinstance(m, lmht.QCFS) for m in network.modules()):
-        for steps in CONVERTED_STEPS:
-            converted = to_if(network, steps)
-            metrics[f"if/T{steps}/accuracy"] = accuracy(*predict(converted, test, device))
-            operations = count_operations(converted, some)
-            metrics[f"if/T{steps}/sops_g"] = operations.total_sops * 1e-9
-            metrics[f"if/T{steps}/energy_mj"] = operations.energy_mj
-    if any(isinstance(m, lmht.LMHT | lmht.MHT) and m.levels > 1 for m in network.modules()):
-        metrics |= evaluate_reparameterized(network, test, some, device, float64)
-    return metrics
-
-
-def evaluate_reparameterized(
-    network: Network, test: Iterable[Any], some: Tensor, device: torch.device, float64: bool
-) -> dict[str, float]:
-    """Table 2: the one-level twin's accuracy, SOPs, and the share of predictions that it changes."""
-    twin = reparameterize(network)
-    frames = [(repeat_frames(x, network, twin), y) for x, y in test] if network.frames else test
-    before, labels = predict(network, test, device)
-    after, _ = predict(twin, frames, device)
-    operations = count_operations(twin, repeat_frames(some, network, twin))
-    metrics = {
-        "reparam/accuracy": accuracy(after, labels),
-        "reparam/changed_pct": share(before[-1] != after[-1]),
-        "reparam/sops_g": operations.total_sops * 1e-9,
-        "reparam/energy_mj": operations.energy_mj,
-    }
-    if float64:
-        network = copy.deepcopy(network).double()
-        before, _ = predict(network, test, device, torch.float64)
-        after, _ = predict(reparameterize(network), frames, device, torch.float64)
-        metrics["reparam/changed_float64_pct"] = share(before[-1] != after[-1])
-    if non_affine(network):
-        return metrics
-    dtype = torch.float64 if float64 else None
-    foretold = [foretell(network, x.to(device, dtype)) for x, _ in test]
-    expected = torch.cat([logits.argmax(-1).cpu() for logits, _ in foretold])
-    same = torch.cat([equal.cpu() for _, equal in foretold])
-    return (
-        metrics
-        | {  # claim C7, in the highest precision measured: accuracies in points, shares of all images in percent
-            "certificate/accuracy_change": share(expected == labels) - share(before[-1] == labels),
-            "certificate/measured_change": share(after[-1] == labels) - share(before[-1] == labels),
-            "certificate/promised_pct": share(same),
-            "certificate/broken_pct": share(same & (before[-1] != after[-1])),
-        }
-    )
-
-
-def compare_with_ann(
-    ann: Network, snn: Network, test: Iterable[Any], device: torch.device, float64: bool
-) -> dict[str, float]:
-    """Before any fine-tuning: accuracies of the quantised ANN and of its conversion, and how many predictions agree."""
-    expected, labels = predict(ann, test, device)
-    converted, _ = predict(snn, test, device)
-    metrics = {
-        "ann/accuracy": accuracy(expected, labels),
-        "before/accuracy": accuracy(converted, labels),
-        "before/agree_pct": share(converted[-1] == expected[-1]),
-    }
-    if float64:
-        expected, _ = predict(copy.deepcopy(ann).double(), test, device, torch.float64)
-        converted, _ = predict(copy.deepcopy(snn).double(), test, device, torch.float64)
-        metrics["before/agree_float64_pct"] = share(converted[-1] == expected[-1])
-    return metrics
-
-
-def first_images(loader: Iterable[Any], count: int, frames: bool) -> Tensor:
-    batches, n = [], 0
-    for x, _ in loader:
-        batches.append(x)
-        n += x.shape[1 if frames else 0]
-        if n >= count:
-            break
-    return torch.cat(batches, 1 if frames else 0)[(slice(None),) * frames + (slice(count),)]
 
 
 def save(network: nn.Module, path: Path) -> Path:

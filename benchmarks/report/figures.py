@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.report import Results, half_width
+from benchmarks.report.tables import Results, half_width
 from benchmarks.spec import Cell, Row, load_spec, resolve
 from benchmarks.store import Store
 from lmht import functional

@@ -7,8 +7,8 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from benchmarks import claims, figures, report
-from benchmarks.spec import HERE, SpecError
+from benchmarks.report import claims, figures, tables
+from benchmarks.spec import SpecError
 from benchmarks.store import Store
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -35,9 +35,9 @@ def write(store: Store, out: Path, readme: Path | None = None) -> None:
         SpecError: a spec, or the README's markers, are not as they should be.
         StoreError: the store can't be read or written.
     """
-    results = report.Results.of(store)
+    results = tables.Results.of(store)
     folder = out / results.name
-    views = report.write_tables(results, folder)
+    views = tables.write_tables(results, folder)
     rules = claims.load()
     judged = claims.judge(rules, results)
     claims.write(judged, results, rules, folder)
@@ -58,15 +58,15 @@ def inline(path: Path) -> Markup:
 
 
 def html(
-    results: report.Results,
-    views: dict[str, report.View],
+    results: tables.Results,
+    views: dict[str, tables.View],
     judged: list[claims.JudgedClaim],
     rules: claims.Claims,
     shown: list[Figure],
 ) -> str:
     """The page: no script, style, font or image from elsewhere."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -85,7 +85,7 @@ def html(
     )
 
 
-def provenance(results: report.Results) -> list[dict[str, str]]:
+def provenance(results: tables.Results) -> list[dict[str, str]]:
     """What the finished seeds were run with: one line for each combination, with the number of runs."""
     names = ["commit", "dirty", "torch", "python", "device", "machine", "data_digest"]
     columns = {f"tag.{name}": name for name in names if f"tag.{name}" in results.seeds}
@@ -97,15 +97,15 @@ def provenance(results: report.Results) -> list[dict[str, str]]:
 
 
 def readme_block(
-    results: report.Results,
-    view: report.View,
+    results: tables.Results,
+    view: tables.View,
     judged: list[claims.JudgedClaim],
     folder: Path,
     captions: dict[str, str],
 ) -> str:
     """Main table, verdicts and one figure, as Markdown."""
     lines = [f"**{view.title}** (profile `{results.name}`, n seeds in the last column)", ""]
-    lines += [*report.markdown_table(view), "", *(f"{note}  " for note in view.notes), ""]
+    lines += [*tables.markdown_table(view), "", *(f"{note}  " for note in view.notes), ""]
     lines += ["| claim | verdict on this profile |", "|---|---|"]
     lines += [f"| {one.claim.id}: {one.claim.title} | {one.verdict} |" for one in judged]
     if README_FIGURE in captions:

@@ -1,0 +1,1 @@
+"""What is run: which seeds, on which workers, one training, its evaluation, and what it will cost."""

@@ -1,0 +1,134 @@
+"""What is measured on a trained network: accuracies, SOPs and energy, its conversions and its reparameterised twin."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lmht
+from lmht.conversion import to_if
+from lmht.energy import count_operations
+from lmht.graph import non_affine
+from lmht.networks import Network
+from lmht.reparameterize import foretell, reparameterize, repeat_frames
+
+CONVERTED_STEPS = (2, 4, 8)  # the latencies of Table 4's QCFS conversions
+COUNTED_IMAGES = 1024  # SOPs and reparameterisation in float64 are measured on the first test images, at most this many
+
+
+@torch.no_grad()
+def predict(
+    network: nn.Module, loader: Iterable[Any], device: torch.device, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Predictions ``[T, N]`` from the time-mean logits of the first t steps, and labels ``[N]``."""
+    was_training = network.training
+    network.eval()
+    predictions, labels = [], []
+    for x, y in loader:
+        logits = network.step_logits(x.to(device, dtype))  # type: ignore[operator]
+        predictions.append(logits.cumsum(0).argmax(-1).cpu())
+        labels.append(y)
+    network.train(was_training)
+    return torch.cat(predictions, 1), torch.cat(labels)
+
+
+def accuracy(predictions: Tensor, labels: Tensor) -> float:
+    """Percent of right predictions after the last step."""
+    return share(predictions[-1] == labels)
+
+
+def share(which: Tensor) -> float:
+    return 100 * float(which.double().mean())
+
+
+def evaluate(network: Network, test: Iterable[Any], device: torch.device, float64: bool) -> dict[str, float]:
+    """Everything that is measured on a trained network (accuracies and shares in percent, SOPs and MACs in 1e9 an image).
+
+    In the parameters' own precision, whatever the training's: what is compared is measured alike.
+    """
+    predictions, labels = predict(network, test, device)
+    metrics = {"test/final": accuracy(predictions, labels)}
+    some = first_images(test, COUNTED_IMAGES, network.frames).to(device)
+    operations = count_operations(network, some)
+    metrics |= {"ops/sops_g": operations.total_sops * 1e-9, "ops/macs_g": operations.total_macs * 1e-9}
+    metrics |= {"ops/energy_mj": operations.energy_mj, "ops/energy_with_macs_mj": operations.energy_with_macs_mj}
+    if network.steps > 1:
+        for t in range(network.steps):
+            metrics[f"prefix/t{t + 1}"] = share(predictions[t] == labels)
+    if any(isinstance(m, lmht.QCFS) for m in network.modules()):
+        for steps in CONVERTED_STEPS:
+            converted = to_if(network, steps)
+            metrics[f"if/T{steps}/accuracy"] = accuracy(*predict(converted, test, device))
+            operations = count_operations(converted, some)
+            metrics[f"if/T{steps}/sops_g"] = operations.total_sops * 1e-9
+            metrics[f"if/T{steps}/energy_mj"] = operations.energy_mj
+    if any(isinstance(m, lmht.LMHT | lmht.MHT) and m.levels > 1 for m in network.modules()):
+        metrics |= evaluate_reparameterized(network, test, some, device, float64)
+    return metrics
+
+
+def evaluate_reparameterized(
+    network: Network, test: Iterable[Any], some: Tensor, device: torch.device, float64: bool
+) -> dict[str, float]:
+    """Table 2: the one-level twin's accuracy, SOPs, and the share of predictions that it changes."""
+    twin = reparameterize(network)
+    frames = [(repeat_frames(x, network, twin), y) for x, y in test] if network.frames else test
+    before, labels = predict(network, test, device)
+    after, _ = predict(twin, frames, device)
+    operations = count_operations(twin, repeat_frames(some, network, twin))
+    metrics = {
+        "reparam/accuracy": accuracy(after, labels),
+        "reparam/changed_pct": share(before[-1] != after[-1]),
+        "reparam/sops_g": operations.total_sops * 1e-9,
+        "reparam/energy_mj": operations.energy_mj,
+    }
+    if float64:
+        network = copy.deepcopy(network).double()
+        before, _ = predict(network, test, device, torch.float64)
+        after, _ = predict(reparameterize(network), frames, device, torch.float64)
+        metrics["reparam/changed_float64_pct"] = share(before[-1] != after[-1])
+    if non_affine(network):
+        return metrics
+    dtype = torch.float64 if float64 else None
+    foretold = [foretell(network, x.to(device, dtype)) for x, _ in test]
+    expected = torch.cat([logits.argmax(-1).cpu() for logits, _ in foretold])
+    same = torch.cat([equal.cpu() for _, equal in foretold])
+    return (
+        metrics
+        | {  # claim C7, in the highest precision measured: accuracies in points, shares of all images in percent
+            "certificate/accuracy_change": share(expected == labels) - share(before[-1] == labels),
+            "certificate/measured_change": share(after[-1] == labels) - share(before[-1] == labels),
+            "certificate/promised_pct": share(same),
+            "certificate/broken_pct": share(same & (before[-1] != after[-1])),
+        }
+    )
+
+
+def compare_with_ann(
+    ann: Network, snn: Network, test: Iterable[Any], device: torch.device, float64: bool
+) -> dict[str, float]:
+    """Before any fine-tuning: accuracies of the quantised ANN and of its conversion, and how many predictions agree."""
+    expected, labels = predict(ann, test, device)
+    converted, _ = predict(snn, test, device)
+    metrics = {
+        "ann/accuracy": accuracy(expected, labels),
+        "before/accuracy": accuracy(converted, labels),
+        "before/agree_pct": share(converted[-1] == expected[-1]),
+    }
+    if float64:
+        expected, _ = predict(copy.deepcopy(ann).double(), test, device, torch.float64)
+        converted, _ = predict(copy.deepcopy(snn).double(), test, device, torch.float64)
+        metrics["before/agree_float64_pct"] = share(converted[-1] == expected[-1])
+    return metrics
+
+
+def first_images(loader: Iterable[Any], count: int, frames: bool) -> Tensor:
+    batches, n = [], 0
+    for x, _ in loader:
+        batches.append(x)
+        n += x.shape[1 if frames else 0]
+        if n >= count:
+            break
+    return torch.cat(batches, 1 if frames else 0)[(slice(None),) * frames + (slice(count),)]

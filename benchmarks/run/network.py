@@ -1,0 +1,50 @@
+"""A cell's network: the architecture, and the activation that its neuron spec names."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import nn
+
+import lmht
+from benchmarks.spec import Cell, NeuronSpec
+from lmht.networks import Network, build
+
+
+def activation(spec: NeuronSpec, qcfs_scale: float) -> Callable[[], nn.Module]:
+    """Activation factory. Direct training: ``theta = 2/L`` for L > 1 and 1 for L = 1, ``v(0) = 0`` (SPEC section 5)."""
+    theta = 2 / spec.levels if spec.levels > 1 else 1.0
+    factories: dict[str, Callable[[], nn.Module]] = {
+        "relu": nn.ReLU,
+        "qcfs": lambda: lmht.QCFS(spec.levels, qcfs_scale),
+        "if": lambda: lmht.IF(spec.steps, theta=theta),
+        "lif": lambda: lmht.LIF(spec.steps, theta=theta),
+        # only the one-level baseline keeps the temporal chain (SPEC section 2)
+        "mht": lambda: lmht.MHT(spec.levels, spec.steps, theta=theta, temporal_gradient=False),
+        "lmht": lambda: lmht.LMHT(spec.levels, spec.steps, theta=theta),
+    }
+    return factories[spec.kind]
+
+
+class Shape(Protocol):
+    """What a network needs to know of its data."""
+
+    @property
+    def classes(self) -> int: ...
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def frames(self) -> bool: ...
+
+
+def network_of(cell: Cell, info: Shape) -> Network:
+    """The cell's network before training, a fine-tuned cell's before its conversion."""
+    origin = cell.ann or cell
+    return build(
+        cell.architecture,
+        activation(origin.neuron, cell.qcfs_scale),
+        classes=info.classes,
+        steps=origin.neuron.steps,
+        in_channels=info.in_channels,
+        frames=info.frames,
+        **cell.network,
+    )
