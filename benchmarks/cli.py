@@ -22,8 +22,10 @@ from rich.table import Table
 
 from benchmarks import spec
 from benchmarks.record import Epoch, Result
-from benchmarks.run.schedule import Job, jobs_of
+from benchmarks.run.schedule import STATE_DIR, Job, jobs_of
 from benchmarks.run.schedule import run as run_jobs
+from benchmarks.run.state import Stop
+from benchmarks.run.train import StoppedError
 from benchmarks.store import Store, StoreError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -74,6 +76,9 @@ def run(
     devices: Annotated[int, typer.Option(min=1, help="GPUs (processes on a CPU) that share each training by DDP")] = 1,
     data_root: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
     data_workers: Annotated[int, typer.Option(min=0, help="processes that load and augment large data sets")] = 0,
+    state_dir: Annotated[
+        str, typer.Option(help="where unfinished trainings keep their state; any fsspec address")
+    ] = STATE_DIR,
     quick: Annotated[bool, typer.Option("--quick", help="of latency: tiny sizes, to try the harness")] = False,
 ) -> None:
     """Train and evaluate what the store does not hold yet; finished seeds are never trained again. Or: run latency."""
@@ -87,7 +92,7 @@ def run(
         work = jobs_of(selection(tables, rows), chosen, seeds)
         parallel = jobs or (1 if device != "cpu" or devices > 1 else len(os.sched_getaffinity(0)))
         store = Store(profile)
-        with Bars(len(work)) as bars:
+        with Stop() as stop, Bars(len(work)) as bars:
             failed = run_jobs(
                 work,
                 store,
@@ -97,11 +102,14 @@ def run(
                 root=data_root.resolve(),
                 data_workers=data_workers,
                 devices=devices,
+                state_dir=state_dir,
+                stop=stop,
             )
     except (spec.SpecError, StoreError) as error:
         raise fail(error) from error
-    except KeyboardInterrupt:
-        raise fail(RuntimeError("interrupted; run the same command again to go on: finished seeds are kept")) from None
+    except StoppedError as stopped:
+        console.print(f"{stopped}; the same command goes on from there", highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(128 + (stop.signal or 0)) from None
     for reason in sorted(set(failed.values())):
         cells = sum(r == reason for r in failed.values())
         console.print(f"[yellow]not run[/yellow] ({cells} cells): {reason}", highlight=False, soft_wrap=True)

@@ -163,14 +163,25 @@ class Store:
         with explained(self.uri):
             return Path(self.client.download_artifacts(run_id, "checkpoint.pt", str(into)))
 
-    def open_seed(self, table: str, cell: Cell, seed: int, device: str) -> str:
-        """Start a seed's run below its cell's parent run; runs that an interrupted process left open are closed as killed."""
+    def open_seed(self, table: str, cell: Cell, seed: int, device: str, going_on: str | None = None) -> tuple[str, int]:
+        """Start a seed's run below its cell's parent run, or take up the one that a kept state belongs to.
+
+        Runs of the seed that an interrupted process left open are closed as killed.
+
+        Returns:
+            The run, and how many epochs it has logged.
+        """
         with explained(self.uri):
             experiment = self._experiment(table)
             for stale in self._search(
                 f"tags.cell = '{cell.hash}' and tags.seed = '{seed}' and attributes.status = 'RUNNING'"
             ):
-                self.client.set_terminated(stale.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+                self.pause(stale.info.run_id)
+            mine = f"tags.cell = '{cell.hash}' and tags.seed = '{seed}' and attributes.status != 'FINISHED'"
+            if going_on in {run.info.run_id for run in self._search(mine)}:
+                assert going_on is not None
+                self.client.update_run(going_on, RunStatus.to_string(RunStatus.RUNNING))
+                return going_on, len(self.client.get_metric_history(going_on, "epoch/loss"))
             parent = self._parent(experiment, cell)
             tags = provenance() | {
                 "kind": "seed",
@@ -183,7 +194,12 @@ class Store:
             run_id = self.client.create_run(experiment, tags=tags).info.run_id
             params = [Param(key, value) for key, value in (flatten(cell.model_dump()) | {"seed": str(seed)}).items()]
             self.client.log_batch(run_id, params=params)
-        return run_id
+        return run_id, 0
+
+    def pause(self, run_id: str) -> None:
+        """Close a seed's run that its training left unfinished."""
+        with explained(self.uri):
+            self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
 
     def log_epoch(self, run_id: str, epoch: Epoch) -> None:
         self._log(run_id, {f"epoch/{key}": value for key, value in epoch.metrics.items()}, epoch.epoch)

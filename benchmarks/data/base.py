@@ -99,7 +99,7 @@ def digest(*parts: np.ndarray | str | bytes) -> str:
 class Batches(Sampler[tuple[int, Tensor]]):
     """Keys (seed of the batch, indices) of an epoch's batches: a function of (seed, epoch) alone, not of workers or time.
 
-    With `shuffle`, each pass over the sampler is the next epoch, and `set_epoch(k)` goes to epoch k. Of `world`
+    With `shuffle`, each pass over the sampler is the next epoch, and `set_epoch(k, b)` goes to batch b of epoch k. Of `world`
     processes, `rank` takes every world-th index; a shuffled epoch is cut so that all take equally many.
     """
 
@@ -109,10 +109,10 @@ class Batches(Sampler[tuple[int, Tensor]]):
         if not 0 <= rank < world:
             raise ValueError(f"rank is in 0..world-1, got rank {rank} of world {world}")
         self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
-        self.rank, self.world, self.epoch = rank, world, 0
+        self.rank, self.world, self.epoch, self.first = rank, world, 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, batch: int = 0) -> None:
+        self.epoch, self.first = epoch, batch
 
     def _indices(self) -> int:
         return self.n // self.world if self.shuffle else len(range(self.rank, self.n, self.world))
@@ -129,7 +129,10 @@ class Batches(Sampler[tuple[int, Tensor]]):
             self.epoch += 1
             order = torch.randperm(self.n, generator=torch.Generator().manual_seed(seeds[0]))
         mine = order[self.rank :: self.world][: self._indices()]
+        first, self.first = self.first, 0
         for number, indices in enumerate(mine.split(self.batch_size) if len(mine) else ()):
+            if number < first:
+                continue
             yield seeds[1 + number * self.world + self.rank], indices
 
 
@@ -205,7 +208,7 @@ def loaders(
 
     Images are [N, C, H, W], frames [T, N, C, H, W], labels int64 [N], or [N, classes] after a batch transform. The
     batches are a function of `seed` and the epoch alone: the same for any number of workers and on any device. Each
-    pass over the training loader is the next epoch; `train.sampler.set_epoch(k)` goes to epoch k (from 0).
+    pass over the training loader is the next epoch; `train.sampler.set_epoch(k, b)` goes to batch b of epoch k (from 0).
 
     Data sets in memory are kept on `device` and use no workers; others come from pinned host memory if `device` is a GPU.
     Of `world` processes this one, `rank`, gets its part, in batches of `batch_size` each.

@@ -11,11 +11,13 @@ from typing import Any
 
 from benchmarks import data
 from benchmarks.record import Epoch, Result
-from benchmarks.run.train import TrainingError, run_cell
+from benchmarks.run.state import States, Stop
+from benchmarks.run.train import StoppedError, TrainingError, run_cell
 from benchmarks.spec import Cell, Profile, Row, resolve
 from benchmarks.store import Store
 
 FIRST_SEED = 42  # the paper's
+STATE_DIR = "state"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Job:
         return (self.cell.ann.hash, self.seed) if self.cell.ann else None
 
 
+Event = Epoch | Result | StoppedError | str
 Progress = Callable[[Job, Epoch | Result | str], None]
 
 
@@ -53,12 +56,22 @@ def jobs_of(rows: dict[str, list[Row]], profile: Profile, seeds: int) -> list[Jo
 
 
 def run(
-    jobs: list[Job], store: Store, *, parallel: int, device: str, progress: Progress, **options: Any
+    jobs: list[Job],
+    store: Store,
+    *,
+    parallel: int,
+    device: str,
+    progress: Progress,
+    state_dir: str = STATE_DIR,
+    stop: Stop | None = None,
+    **options: Any,
 ) -> dict[str, str]:
-    """Train what the store does not hold yet. A seed that fails does not stop the others.
+    """Train what the store does not hold yet. A seed that fails does not stop the others; an interrupted one goes on.
 
     Args:
         parallel: seeds trained at once.
+        state_dir: folder of the states of unfinished trainings.
+        stop: once it is true, running trainings keep their state and end, and no other starts.
         options: what :func:`benchmarks.train.run_cell` takes besides: ``root``, ``data_workers``.
 
     Returns:
@@ -66,26 +79,35 @@ def run(
 
     Raises:
         StoreError: the store stopped taking what is logged; finished seeds are in it.
+        StoppedError: ``stop`` said so.
     """
+    stop = stop or Stop()
+    if "://" not in state_dir:
+        state_dir = str(Path(state_dir).resolve())  # workers run elsewhere
     done = store.seeds()
     finished = {(row.cell, row.seed): row.run_id for row in done.itertuples()} if len(done) else {}
     waiting = [job for job in jobs if job.key not in finished]
     failed: dict[tuple[str, int], str] = {}
     running: dict[Any, tuple[Job, str]] = {}
     touched: dict[str, Job] = {}
-    with tempfile.TemporaryDirectory(prefix="lmht-") as scratch, workers(parallel, device) as pool:
+    states: dict[tuple[str, int], States] = {}
+    logged: dict[tuple[str, int], int] = {}  # epochs that the store has already, of a training that goes on
+    stopped = ""
+    with tempfile.TemporaryDirectory(prefix="lmht-") as scratch, workers(parallel, device, stop) as pool:
 
         def start(job: Job) -> None:
             ann = None
             if job.needs:
                 ann = store.checkpoint(finished[job.needs], fresh(Path(scratch), "ann", job))
-            run_id = store.open_seed(job.table, job.cell, job.seed, device)
+            states[job.key] = States(state_dir, job.cell, job.seed, options.get("devices", 1))
+            run_id, logged[job.key] = store.open_seed(job.table, job.cell, job.seed, device, states[job.key].run_id())
             out = fresh(Path(scratch), "out", job) / "checkpoint.pt"
-            events = pool.submit(job.cell, job.seed, device=device, out=out, ann=ann, **options)
+            work = {"device": device, "out": out, "ann": ann, "state_dir": state_dir, "run_id": run_id}
+            events = pool.submit(job.cell, job.seed, **work, **options)
             running[events] = job, run_id
 
-        while waiting or running:
-            for job in list(waiting):
+        while (waiting and not stopped) or running:
+            for job in list(waiting) * (not stop()):
                 missing = job.needs if job.needs not in finished else None
                 if missing and missing in failed:
                     waiting.remove(job)
@@ -98,19 +120,27 @@ def run(
             events, event = pool.next_event(list(running))
             job, run_id = running[events]
             if isinstance(event, Epoch):
-                store.log_epoch(run_id, event)
+                if event.epoch > logged[job.key]:
+                    store.log_epoch(run_id, event)
             else:
                 del running[events]
                 if isinstance(event, Result):
                     store.finish(run_id, event)
+                    states[job.key].discard()
                     finished[job.key] = run_id
                     touched[job.cell.hash] = job
+                elif isinstance(event, StoppedError):
+                    store.pause(run_id)
+                    stopped = f"{job.cell.name}, seed {job.seed}: {event}"
+                    continue
                 else:
                     store.fail(run_id, event)
                     failed[job.key] = event
             progress(job, event)
         for job in touched.values():
             store.close_cell(job.table, job.cell)
+    if stopped or stop():
+        raise StoppedError(stopped or "stopped between two trainings")
     return {cell: reason for (cell, _), reason in failed.items()}
 
 
@@ -120,31 +150,44 @@ def fresh(scratch: Path, kind: str, job: Job) -> Path:
     return folder
 
 
-def _events(cell: Cell, seed: int, **options: Any) -> Iterator[Epoch | Result | str]:
+def _events(cell: Cell, seed: int, **options: Any) -> Iterator[Event]:
     """What a worker sends: epochs, then the result, or the reason why there is none."""
     try:
         yield from run_cell(cell, seed, **options)
+    except StoppedError as stopped:
+        yield stopped
     except (data.DataError, TrainingError) as error:
         yield str(error)
     except Exception as error:  # one broken cell must not lose the others; the reason is logged and shown
         yield f"{type(error).__name__}: {error}"
 
 
+def _stoppable_events(cell: Cell, seed: int, **options: Any) -> Iterator[Event]:
+    """The same in a worker process, whose trainings stop at a signal of their own (Ray's cancel is a SIGINT)."""
+    with Stop() as stop:
+        yield from _events(cell, seed, stopping=stop, **options)
+
+
 class Inline:
     """Runs jobs one at a time in this process."""
 
-    def submit(self, cell: Cell, seed: int, **options: Any) -> Iterator[Epoch | Result | str]:
-        return _events(cell, seed, **options)
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
 
-    def next_event(self, running: list[Any]) -> tuple[Any, Epoch | Result | str]:
+    def submit(self, cell: Cell, seed: int, **options: Any) -> Iterator[Event]:
+        return _events(cell, seed, stopping=self.stop, **options)
+
+    def next_event(self, running: list[Any]) -> tuple[Any, Event]:
         return running[0], next(running[0])
 
 
 class OnRay:
     """Spreads jobs over Ray's workers: the cores of this machine, or the cluster named by ``RAY_ADDRESS``."""
 
-    def __init__(self, parallel: int, device: str) -> None:
+    def __init__(self, parallel: int, device: str, stop: Stop) -> None:
         import ray
+
+        self.stop = stop
 
         self.ray = ray
         if not ray.is_initialized():
@@ -157,13 +200,17 @@ class OnRay:
                 **local,
             )
         gpus = 0 if device == "cpu" else 1
-        self.remote = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming", max_retries=0)(_events)
+        self.remote = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming", max_retries=0)(_stoppable_events)
 
     def submit(self, cell: Cell, seed: int, **options: Any) -> Any:
         return self.remote.remote(cell, seed, **options)
 
-    def next_event(self, running: list[Any]) -> tuple[Any, Epoch | Result | str]:
-        ready: Any = self.ray.wait(running, num_returns=1)[0][0]
+    def next_event(self, running: list[Any]) -> tuple[Any, Event]:
+        while not (ended := self.ray.wait(running, num_returns=1, timeout=1)[0]):
+            if self.stop():
+                for events in running:
+                    self.ray.cancel(events)
+        ready: Any = ended[0]
         try:
             return ready, self.ray.get(next(ready))
         except self.ray.exceptions.RayError as error:  # a worker that died takes its own seed with it, no other
@@ -171,11 +218,11 @@ class OnRay:
 
 
 @contextmanager
-def workers(parallel: int, device: str) -> Iterator[Inline | OnRay]:
+def workers(parallel: int, device: str, stop: Stop) -> Iterator[Inline | OnRay]:
     if parallel == 1:
-        yield Inline()
+        yield Inline(stop)
         return
-    pool = OnRay(parallel, device)
+    pool = OnRay(parallel, device, stop)
     try:
         yield pool
     finally:

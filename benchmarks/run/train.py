@@ -8,9 +8,12 @@ import itertools
 import math
 import os
 import queue
+import signal
 import socket
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +27,22 @@ from benchmarks import data
 from benchmarks.record import Epoch, Result
 from benchmarks.run.evaluate import accuracy, compare_with_ann, evaluate, predict
 from benchmarks.run.network import network_of
+from benchmarks.run.state import Progress, States, generators, restore_generators
 from benchmarks.spec import Cell, Recipe
 from lmht.conversion import to_lmht
 from lmht.kernels import use_backend
 
 LEAST_SCALE = 1e-2
+Work = tuple[Cell, int, Path, str, Path, Path | None, int, int, States | None, str | None]
+STATE_SECONDS = 120.0  # a state is kept this often, and at the end of every epoch
 
 
 class TrainingError(Exception):
     """Training went wrong in a way that more epochs won't mend."""
+
+
+class StoppedError(Exception):
+    """The training was asked to stop, and kept its state."""
 
 
 def run_cell(
@@ -45,8 +55,11 @@ def run_cell(
     ann: Path | None = None,
     data_workers: int = 0,
     devices: int = 1,
+    state_dir: str | None = None,
+    run_id: str | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Epoch | Result]:
-    """Train and evaluate one cell with one seed.
+    """Train and evaluate one cell with one seed, from its state if there is one: then past epochs are told again first.
 
     Args:
         root: where data sets lie.
@@ -55,16 +68,21 @@ def run_cell(
         out: file to write the checkpoint to (the state of the last epoch).
         ann: checkpoint of ``cell.ann`` with the same seed, for a fine-tuned cell.
         devices: processes that share the training by DDP: each takes its part of every batch (and normalises over that part).
+        state_dir: folder for states, any fsspec address; None keeps none.
+        run_id: the MLflow run, for the states' headers.
+        stopping: asked after every update; once it is true the state is kept and the training ends.
 
     Raises:
+        StoppedError: ``stopping`` said so; the same call goes on from there.
         data.DataError: a data set is missing or damaged.
         TrainingError: the loss is not finite.
     """
     if cell.threads:
         torch.set_num_threads(cell.threads)
-    work = (cell, seed, root, device, out, ann, data_workers, devices)
+    states = States(state_dir, cell, seed, devices) if state_dir else None
+    work = (cell, seed, root, device, out, ann, data_workers, devices, states, run_id)
     context = contextvars.copy_context()  # between two events the caller's own choice of backend holds
-    events = _on_backend(work)
+    events = _on_backend(work, stopping)
     try:
         while (event := context.run(next, events, None)) is not None:
             yield event
@@ -72,22 +90,24 @@ def run_cell(
         context.run(events.close)
 
 
-def _on_backend(work: tuple[Any, ...]) -> Generator[Epoch | Result, None, None]:
-    cell, devices = work[0], work[-1]
+def _on_backend(work: Work, stopping: Callable[[], bool]) -> Generator[Epoch | Result, None, None]:
+    cell, devices = work[0], work[7]
     with use_backend(cell.backend):
-        yield from _train(*work) if devices == 1 else _in_processes(work, devices)
+        yield from _train(*work, stopping) if devices == 1 else _in_processes(work, devices, stopping)
 
 
-def _in_processes(work: tuple[Any, ...], devices: int) -> Iterator[Epoch | Result]:
+def _in_processes(work: Work, devices: int, stopping: Callable[[], bool]) -> Iterator[Epoch | Result]:
     """One process a device; the first one's events are passed on."""
     spawn = torch.multiprocessing.get_context("spawn")
-    events = spawn.Queue()
+    events, halt = spawn.Queue(), spawn.Event()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = torch.multiprocessing.spawn(_rank, (work, devices, port, events), devices, join=False)
+    ranks = torch.multiprocessing.spawn(_rank, (work, devices, port, events, halt), devices, join=False)
     try:
         while True:
+            if stopping():
+                halt.set()
             try:
                 event = events.get(timeout=1)
             except queue.Empty:
@@ -106,21 +126,33 @@ def _in_processes(work: tuple[Any, ...], devices: int) -> Iterator[Epoch | Resul
             process.kill()
 
 
-def _rank(rank: int, work: tuple[Any, ...], devices: int, port: int, events: Any) -> None:
+def _rank(rank: int, work: Work, devices: int, port: int, events: Any, halt: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent's to answer: all processes stop at the same update
+        signal.signal(number, signal.SIG_IGN)
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     cell: Cell = work[0]
     torch.set_num_threads(cell.threads or max(1, torch.get_num_threads() // devices))
     with use_backend(cell.backend):
         try:
-            for event in _train(*work):
+            for event in _train(*work, halt.is_set):
                 if rank == 0:
                     events.put(event)
-        except (data.DataError, TrainingError) as error:
+        except (data.DataError, TrainingError, StoppedError) as error:
             events.put(error)
 
 
 def _train(
-    cell: Cell, seed: int, root: Path, device: str, out: Path, ann: Path | None, data_workers: int, devices: int
+    cell: Cell,
+    seed: int,
+    root: Path,
+    device: str,
+    out: Path,
+    ann: Path | None,
+    data_workers: int,
+    devices: int,
+    states: States | None,
+    run_id: str | None,
+    stopping: Callable[[], bool],
 ) -> Iterator[Epoch | Result]:
     recipe = cell.recipe
     strategy = "ddp" if devices > 1 else "auto"
@@ -136,7 +168,17 @@ def _train(
             raise TrainingError(f"a batch of {recipe.batch_size} can't be shared by {devices} devices; take a divisor")
         part = recipe.batch_size // devices
         train, _, _ = data.loaders(info, part, rank=fabric.global_rank, world=devices, **options)
-    network, extra = network_of(cell, info), {}
+    before, refused = states.load() if states else (None, [])
+    for reason in refused:
+        warnings.warn(f"{reason}; going on from the state before it, or from the start", stacklevel=2)
+    if before and before["data"] != info.digest:
+        raise TrainingError(
+            f"{cell.name}, seed {seed}: the data in {info.source} are not those that its training began with; "
+            f"bring them back, or remove {states and states.folder} to begin anew"
+        )
+    at = Progress(**before["progress"]) if before else Progress(loss_sums=[0.0] * devices)
+
+    network = network_of(cell, info)
     if cell.ann is not None:
         assert ann is not None, "a fine-tuned cell needs its quantised ANN's checkpoint"
         assert cell.start is not None
@@ -144,59 +186,108 @@ def _train(
         network.to(fabric.device)
         source = network
         network = to_lmht(source, cell.neuron.levels, cell.neuron.steps, start=cell.start)
-        extra = compare_with_ann(source, network, test, fabric.device, cell.float64_checks)
+        if not before:
+            at.extra = compare_with_ann(source, network, test, fabric.device, cell.float64_checks)
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, recipe)
     model, optimizer = fabric.setup(network, optimizer)
     model.mark_forward_method("step_logits")
     forward = torch.compile(model) if recipe.compile else model
+    if before:
+        network.load_state_dict(before["network"])
+        optimizer.load_state_dict(before["optimizer"])
+        fabric.strategy.precision.load_state_dict(before["precision"])
+        restore_generators(before["generators"])
 
     scales = [m.scale for m in network.modules() if isinstance(m, lmht.QCFS)]
     batches = len(train)
     if recipe.epoch_images:
         batches = min(batches, math.ceil(recipe.epoch_images / recipe.batch_size))
-    updates = math.ceil(batches / recipe.accumulate)
-    schedule = cosine(recipe, updates)
-    update, best_val, best = 0, -1.0, {"test/best_val": 0.0, "test/best": 0.0}
-    for epoch in range(recipe.epochs):
+    schedule = cosine(recipe, math.ceil(batches / recipe.accumulate))
+    kept = time.monotonic()
+
+    def keep() -> None:
+        nonlocal kept
+        if states and fabric.is_global_zero:
+            content = {"progress": asdict(at), "data": info.digest, "generators": generators()}
+            content |= {"network": state_of(network), "optimizer": optimizer.state_dict()}
+            states.save(content | {"precision": fabric.strategy.precision.state_dict()}, run_id)
+        kept = time.monotonic()
+
+    def due() -> tuple[bool, bool]:
+        """Whether to stop, and whether to keep the state now; the same answers in all processes, which so do it together."""
+        answers = torch.tensor([stopping(), time.monotonic() - kept > STATE_SECONDS], dtype=torch.float32)
+        if devices > 1:
+            shared = fabric.all_reduce(answers, reduce_op="max")
+            assert isinstance(shared, Tensor)
+            answers = shared
+        stop, keep = answers.tolist()
+        return bool(stop), bool(stop or keep)
+
+    def checked(loss: float) -> float:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"{cell.name}, seed {seed}: the loss is {loss} in epoch {at.epoch + 1}; lower the learning rate"
+            )
+        return loss
+
+    for epoch, metrics in enumerate(at.history):
+        yield Epoch(epoch + 1, recipe.epochs, metrics)
+    while at.epoch < recipe.epochs:
         model.train()
-        started, images, loss_sum = time.perf_counter(), 0, torch.zeros((), device=fabric.device)
-        for i, (x, y) in enumerate(itertools.islice(train, batches)):
+        train.sampler.set_epoch(at.epoch, at.batch)  # type: ignore[attr-defined]
+        started, loss_sum = (
+            time.perf_counter() - at.seconds,
+            torch.tensor(at.loss_sums[fabric.global_rank], device=fabric.device),
+        )
+        for i, (x, y) in enumerate(itertools.islice(train, batches - at.batch), at.batch):
             x, y = fabric.to_device((x, y))
             last = (i + 1) % recipe.accumulate == 0 or i + 1 == batches
             with fabric.no_backward_sync(model, enabled=not last):
                 loss = F.cross_entropy(forward(x), y, label_smoothing=recipe.label_smoothing)
                 fabric.backward(loss / recipe.accumulate)
-            if last:
-                for group in optimizer.param_groups:
-                    group["lr"] = schedule(update)
-                optimizer.step()
-                optimizer.zero_grad()
-                keep_scales_positive(scales)
-                update += 1
             loss_sum += loss.detach() * len(y)
-            images += len(y)
-        images *= devices
+            at.images += len(y)
+            if not last:
+                continue
+            for group in optimizer.param_groups:
+                group["lr"] = schedule(at.update)
+            optimizer.step()
+            optimizer.zero_grad()
+            keep_scales_positive(scales)
+            at.update += 1
+            at.batch = i + 1
+            stop, now = due()
+            if now:
+                loss_sums = fabric.all_gather(loss_sum)
+                assert isinstance(loss_sums, Tensor)
+                at.loss_sums = [checked(loss) for loss in loss_sums.view(-1).tolist()]
+                at.seconds = time.perf_counter() - started
+                keep()
+            if stop:
+                raise StoppedError(
+                    f"stopped in epoch {at.epoch + 1} of {recipe.epochs}, after {at.batch} of {batches} batches"
+                )
         total_loss = fabric.all_reduce(loss_sum, reduce_op="sum")
         assert isinstance(total_loss, Tensor)
-        mean_loss = float(total_loss) / images
-        if not math.isfinite(mean_loss):
-            raise TrainingError(
-                f"{cell.name}, seed {seed}: the loss is {mean_loss} in epoch {epoch + 1}; lower the learning rate"
-            )
+        images = at.images * devices
+        mean_loss = checked(float(total_loss) / images)
         seconds = time.perf_counter() - started
         val_accuracy, test_accuracy = (accuracy(*predict(model, split, fabric.device)) for split in (val, test))
-        best["test/best"] = max(best["test/best"], test_accuracy)
-        if val_accuracy > best_val:
-            best_val, best["test/best_val"] = val_accuracy, test_accuracy
+        at.best["test/best"] = max(at.best["test/best"], test_accuracy)
+        if val_accuracy > at.best_val:
+            at.best_val, at.best["test/best_val"] = val_accuracy, test_accuracy
         metrics = {"loss": mean_loss, "val": val_accuracy, "test": test_accuracy, "images_per_s": images / seconds}
-        yield Epoch(epoch + 1, recipe.epochs, metrics)
+        at.history.append(metrics)
+        at.epoch, at.batch, at.images, at.seconds, at.loss_sums = at.epoch + 1, 0, 0, 0.0, [0.0] * devices
+        keep()  # before the epoch is told: what is logged is never ahead of the state
+        yield Epoch(at.epoch, recipe.epochs, metrics)
 
     if fabric.is_global_zero:
         network = model.module
         checkpoint = save(network, out)  # first: the evaluation needs more memory than training
-        final = {"val/final": val_accuracy, **best, **extra}
+        final = {"val/final": at.history[-1]["val"], **at.best, **at.extra}
         final |= evaluate(network, test, fabric.device, cell.float64_checks)
         yield Result(final, checkpoint, _describe(info))
 
@@ -232,8 +323,13 @@ def cosine(recipe: Recipe, updates_per_epoch: int) -> Callable[[int], float]:
     return rate
 
 
+def state_of(network: nn.Module) -> dict[str, Any]:
+    """The state dict, on the CPU."""
+    return {name: t.cpu() if isinstance(t, Tensor) else t for name, t in network.state_dict().items()}
+
+
 def save(network: nn.Module, path: Path) -> Path:
-    torch.save({name: t.cpu() if isinstance(t, Tensor) else t for name, t in network.state_dict().items()}, path)
+    torch.save(state_of(network), path)
     return path
 
 

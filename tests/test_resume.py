@@ -1,0 +1,235 @@
+"""Interrupted = uninterrupted, bit for bit: states of trainings, and what is refused as one."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from benchmarks import spec
+from benchmarks.record import Epoch, Result
+from benchmarks.run import train
+from benchmarks.run.state import KEPT, States, Stop, generators, restore_generators
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def cell() -> spec.Cell:
+    """LM-HT on digits, three epochs of six updates, each of two batches."""
+    whole = spec.resolve(spec.load_spec("table1").row[2], spec.load_profile("digits"))
+    recipe = whole.recipe.model_copy(update={"epochs": 3, "epoch_images": 12 * 32, "batch_size": 32, "accumulate": 2})
+    return whole.model_copy(update={"recipe": recipe, "network": {"width": 1 / 16}, "float64_checks": False})
+
+
+def events(cell: spec.Cell, folder: Path, **options: Any) -> Iterator[Epoch | Result]:
+    folder.mkdir(exist_ok=True)
+    return train.run_cell(cell, 7, root=folder, device="cpu", out=folder / "c.pt", **options)
+
+
+def told(happened: list[Epoch | Result]) -> tuple[list[Any], dict[str, float], str]:
+    """All that is reported and must be equal: history and final metrics without speeds, and the checkpoint's SHA-256."""
+    *epochs, result = happened
+    assert isinstance(result, Result)
+    history = [
+        (e.epoch, {k: v for k, v in e.metrics.items() if k != "images_per_s"}) for e in epochs if isinstance(e, Epoch)
+    ]
+    return history, result.metrics, hashlib.sha256(result.checkpoint.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cell: spec.Cell, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], dict[str, float], str]:
+    return told(list(events(cell, tmp_path_factory.mktemp("undisturbed"))))
+
+
+@pytest.mark.parametrize("every", [1, 4, 7])
+def test_a_training_stopped_again_and_again_ends_bit_for_bit_like_one_that_was_not(
+    every: int, cell: spec.Cell, undisturbed: tuple[Any, ...], tmp_path: Path
+) -> None:
+    for _ in range(18 // every):  # 18 updates in all
+        asked = iter(range(1, 1000))
+        with pytest.raises(train.StoppedError, match=r"stopped in epoch \d of 3, after"):
+            list(events(cell, tmp_path, state_dir=str(tmp_path / "state"), stopping=lambda n=asked: next(n) >= every))
+    happened = list(events(cell, tmp_path, state_dir=str(tmp_path / "state")))
+    assert told(happened) == undisturbed
+    assert len(list((tmp_path / "state").glob("*/*"))) == KEPT
+
+
+def test_a_hybrid_training_goes_on_with_what_was_measured_before_it(cell: spec.Cell, tmp_path: Path) -> None:
+    profile = spec.load_profile("digits")
+    row = spec.select_rows("table4", spec.load_spec("table4"), ["resnet20-tq4-l2t2-exact"])[0]
+    tuned = spec.resolve(row, profile)
+    short = {"recipe": cell.recipe, "network": {"width": 0.125}, "float64_checks": False}
+    assert tuned.ann is not None
+    tuned = tuned.model_copy(update=short | {"ann": tuned.ann.model_copy(update=short)})
+    list(events(tuned.ann, tmp_path / "ann"))
+    options = {"ann": tmp_path / "ann" / "c.pt"}
+    whole = told(list(events(tuned, tmp_path / "whole", **options)))
+    options["state_dir"] = str(tmp_path / "state")
+    answers = iter([False, True])
+    with pytest.raises(train.StoppedError):
+        list(events(tuned, tmp_path / "cut", stopping=lambda: next(answers), **options))
+    assert told(list(events(tuned, tmp_path / "cut", **options))) == whole
+    assert "before/accuracy" in whole[1]
+
+
+def stopped_twice(cell: spec.Cell, folder: Path) -> States:
+    """A folder with two states, after one and two updates."""
+    for _ in range(2):
+        with pytest.raises(train.StoppedError):
+            list(events(cell, folder, state_dir=str(folder), stopping=lambda: True))
+    return States(str(folder), cell, 7)
+
+
+def altered(header: dict[str, Any], body: bytes, **changes: Any) -> bytes:
+    header |= {"sha256": hashlib.sha256(body).hexdigest()} | changes
+    return json.dumps(header).encode() + b"\n" + body
+
+
+class Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch /tmp/code-of-a-state-ran",)
+
+
+def pickled_code() -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    torch.save({"progress": Code()}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda header, body: b"", "is not a state of a training"),
+        (lambda header, body: altered(header, body)[:-1], "is damaged"),
+        (
+            lambda header, body: altered(
+                header, body[:99] + bytes([body[99] ^ 1]) + body[100:], sha256=header["sha256"]
+            ),
+            "is damaged",
+        ),
+        (lambda header, body: altered(header, body, format=99), "has format 99, this training 1"),
+        (lambda header, body: altered(header, body, cell="0" * 16), "has cell '0000000000000000', this training"),
+        (lambda header, body: altered(header, body, devices=2), "has devices 2, this training 1"),
+        (lambda header, body: altered(header, pickled_code()), "holds more than tensors and numbers, and is not read"),
+    ],
+    ids=["empty", "truncated", "one bit", "future format", "other config", "other number of processes", "pickled code"],
+)
+def test_a_state_that_is_not_right_is_refused_by_name_and_the_one_before_is_used(
+    damage: Any, words: str, cell: spec.Cell, undisturbed: tuple[Any, ...], tmp_path: Path
+) -> None:
+    states = stopped_twice(cell, tmp_path)
+    newest = sorted(Path(states.folder).iterdir())[-1]
+    line, _, body = newest.read_bytes().partition(b"\n")
+    newest.write_bytes(damage(json.loads(line), body))
+    with pytest.warns(UserWarning, match=f"{newest.name} {words}.*going on from the state before it"):
+        happened = list(events(cell, tmp_path, state_dir=str(tmp_path)))
+    assert told(happened) == undisturbed
+    assert not Path("/tmp/code-of-a-state-ran").exists()
+
+
+def test_other_data_than_at_the_start_are_refused(cell: spec.Cell, tmp_path: Path) -> None:
+    states = stopped_twice(cell, tmp_path)
+    content, _ = states.load()
+    assert content is not None
+    states.save(content | {"data": "other"}, None)
+    with pytest.raises(train.TrainingError, match=f"not those that its training began with; .* remove {states.folder}"):
+        list(events(cell, tmp_path, state_dir=str(tmp_path)))
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_state(
+    cell: spec.Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = stopped_twice(cell, tmp_path)
+    before = sorted(Path(states.folder).iterdir())
+    monkeypatch.setattr(train, "STATE_SECONDS", 0.0)
+    monkeypatch.setattr(train.F, "cross_entropy", lambda x, y, label_smoothing: x.sum() * float("nan"))
+    with pytest.raises(train.TrainingError, match="the loss is nan in epoch 1"):
+        list(events(cell, tmp_path, state_dir=str(tmp_path)))
+    assert sorted(Path(states.folder).iterdir()) == before
+
+
+def test_states_can_lie_at_any_address(cell: spec.Cell) -> None:
+    states = States("memory://somewhere", cell, 7)
+    for number in range(4):
+        states.save({"number": number}, f"run {number}")
+    assert states.load() == ({"number": 3}, [])
+    assert states.run_id() == "run 3"
+    assert len(states.files.ls(states.folder)) == KEPT
+    states.discard()
+    assert states.load() == (None, [])
+    states.discard()
+
+
+def test_every_generator_is_put_back() -> None:
+    before = generators()
+    drawn = [torch.rand(2).tolist(), np.random.random(2).tolist(), random.random()]
+    restore_generators(before)
+    assert [torch.rand(2).tolist(), np.random.random(2).tolist(), random.random()] == drawn
+
+
+def test_the_first_signal_is_noted() -> None:
+    with Stop() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop()
+        assert stop.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def run(folder: Path) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "benchmarks", "run", "table4", "--rows", "resnet20-tq4-l2t2-exact", "--jobs", "1"]
+    words += ["--device", "cpu", "--state-dir", str(folder / "state")]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/m.db", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        words, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def await_state(folder: Path, process: subprocess.Popen[str], fresh: float) -> None:
+    """Until a state newer than ``fresh`` lies there."""
+    for _ in range(1200):
+        ages = [file.stat().st_mtime for file in folder.glob("state/*/state-*.pt")]
+        if any(age > fresh for age in ages) or process.poll() is not None:
+            return
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_killed_command_goes_on_in_its_own_run(number: int, code: int, tmp_path: Path) -> None:
+    process = run(tmp_path)
+    await_state(tmp_path, process, 0)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    if number != signal.SIGKILL:
+        assert "the same command goes on from there" in " ".join(output.split())
+    assert "Traceback" not in output
+    client = MlflowClient(f"sqlite:///{tmp_path}/m.db")
+    experiment = client.get_experiment_by_name("digits/table4")
+    assert experiment is not None
+    cut = client.search_runs([experiment.experiment_id], "tags.kind = 'seed'")
+    assert [r.info.status for r in cut] == (["RUNNING"] if number == signal.SIGKILL else ["KILLED"])
+    process = run(tmp_path)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    ended = client.search_runs([experiment.experiment_id], "tags.kind = 'seed'")
+    assert [r.info.status for r in ended] == ["FINISHED"] * 2
+    assert cut[0].info.run_id in {r.info.run_id for r in ended}
+    for one in ended:
+        steps = [point.step for point in client.get_metric_history(one.info.run_id, "epoch/loss")]
+        assert steps == list(range(1, len(steps) + 1)), "an epoch is missing or stands twice"
+    assert not list((tmp_path / "state").glob("*"))
