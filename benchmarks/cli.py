@@ -1,4 +1,4 @@
-"""``python -m benchmarks list | run TABLE... | report``."""
+"""``python -m benchmarks list | run TABLE... | export | import | report``."""
 
 import logging
 import os
@@ -226,6 +226,58 @@ def verify(
         console.print(f"[red]flipped:[/red] {flip}", highlight=False, soft_wrap=True)
     if flips:
         raise typer.Exit(1)
+
+
+def record_of(profile: str, path: Path | None) -> Path:
+    from benchmarks import record
+
+    return path or Path("results") / profile / record.FILE
+
+
+@app.command("export")
+def export_(
+    file: Annotated[Path | None, typer.Argument(help="default: results/<profile>/runs.jsonl")] = None,
+    profile: ProfileOption = "digits",
+) -> None:
+    """Write the record of every run in the store: store -> file. Refused if it would lose a run that the file holds."""
+    quiet()
+    from benchmarks import files, record
+
+    path = record_of(profile, file)
+    try:
+        spec.load_profile(profile)
+        ours = Store(profile).records()
+        there = record.load(path) if path.exists() else []
+        finished = {one.key for one in ours if one.status == "finished"}
+        lost = [one for one in there if one.status == "finished" and one.key not in finished]
+        if lost:
+            raise record.RecordError(
+                f"{path} holds {len(lost)} finished runs that the store does not; "
+                f"`python -m benchmarks import {path} --profile {profile}` takes them in first"
+            )
+        files.write_text(path, record.dumps(ours))
+    except (spec.SpecError, StoreError, record.RecordError) as error:
+        raise fail(error) from error
+    console.print(f"{len(ours)} runs written: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path | None, typer.Argument(help="default: results/<profile>/runs.jsonl")] = None,
+    profile: ProfileOption = "digits",
+) -> None:
+    """Fill the store with the runs of a record, without training: file -> store. Runs that the store holds are left alone."""
+    quiet()
+    from benchmarks import record
+
+    path = record_of(profile, file)
+    try:
+        spec.load_profile(profile)
+        records = record.load(path)
+        taken = Store(profile).take_in(records)
+    except (spec.SpecError, StoreError, record.RecordError) as error:
+        raise fail(error) from error
+    console.print(f"{taken} of {len(records)} runs taken in from {path}", highlight=False, soft_wrap=True)
 
 
 class Bars:

@@ -1,7 +1,29 @@
-"""What a run says of itself: its progress, and its result."""
+"""What a run says of itself: its progress, its result, and the record that is kept of it, a line of ``runs.jsonl``.
 
-from dataclasses import dataclass
+Tables, figures, verdicts and pages are functions of records alone. The file holds one JSON object a line: the finished run of every
+seed, and the latest failure of a seed that has not finished. Keys are sorted, lines are sorted by table, cell and seed, floats are
+written by ``repr``: the same records give the same bytes.
+"""
+
+import base64
+import bz2
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from benchmarks.spec import Strict, content_hash
+
+FILE = "runs.jsonl"
+
+
+class RecordError(Exception):
+    """A file of records that is missing or damaged; the message names the line and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -14,9 +36,244 @@ class Epoch:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What was measured on a trained network.
+
+    Attributes:
+        metrics: accuracies and shares in percent, SOPs and MACs in 1e9 and energy in mJ an image.
+        labels: the test set's, [N].
+        predictions: classes [N], by the metric that is their accuracy.
+        tgim: of every LM-HT layer, by its name: ``omega`` [T][T] and ``leak``.
+        version: of the code that measured (:data:`benchmarks.run.evaluate.VERSION`).
+    """
+
+    metrics: dict[str, float]
+    labels: np.ndarray
+    predictions: dict[str, np.ndarray]
+    tgim: dict[str, dict[str, Any]]
+    version: int
+
+
+@dataclass(frozen=True)
 class Result:
-    """Final metrics, and the checkpoint's path."""
+    """Final metrics, the checkpoint's path, the data (name, digest, source), and what was measured besides metrics."""
 
     metrics: dict[str, float]
     checkpoint: Path
     data: dict[str, str]
+    measured: Measured = field(default_factory=lambda: Measured({}, np.zeros(0, np.int64), {}, {}, 0))
+
+
+class Evaluation(Strict):
+    """By which version of the code a checkpoint was measured, and where."""
+
+    version: int
+    commit: str
+    dirty: str
+    cpu: str
+
+
+class Record(Strict):
+    """One run. ``config`` is the whole cell, ``cell`` the hash of it.
+
+    Attributes:
+        provenance: commit, dirty flag, versions, machine, kind of processor, device.
+        history: per-epoch metrics, by name.
+        predictions: names and classes of all test images, packed (:func:`pack`).
+        wall_s: seconds from the run's start to its end.
+    """
+
+    table: str
+    title: str
+    cell: str
+    seed: int
+    config: dict[str, Any]
+    provenance: dict[str, str]
+    status: Literal["finished", "failed"]
+    reason: str = ""
+    data: dict[str, str] = Field(default={})
+    history: dict[str, list[float]] = Field(default={})
+    metrics: dict[str, float] = Field(default={})
+    predictions: dict[str, Any] = Field(default={})
+    tgim: dict[str, dict[str, Any]] = Field(default={})
+    checkpoint_sha256: str = ""
+    wall_s: float = 0.0
+    evaluation: Evaluation | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Record":
+        if self.cell != content_hash(self.config):
+            raise ValueError(f"cell {self.cell} is not the hash of its config, {content_hash(self.config)}")
+        if self.status == "finished" and not (self.metrics and self.evaluation and self.checkpoint_sha256):
+            raise ValueError("a finished run has metrics, an evaluation and the checkpoint's SHA-256")
+        return self
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.cell, self.seed
+
+    @cached_property
+    def classes(self) -> dict[str, np.ndarray]:
+        """``labels`` and all predictions, [N] each."""
+        return unpack(self.predictions) if self.predictions else {}
+
+    def per_image(self, metric: str) -> np.ndarray | None:
+        """What a metric in percent is the mean of, one value (0 or 100) a test image; None for any other metric."""
+        found = self.classes
+        pairs = {
+            "before/agree_pct": ("before/accuracy", "ann/accuracy"),
+            "reparam/changed_pct": ("reparam/accuracy", "test/final"),
+        }
+        one, other = pairs.get(metric, (metric, "labels"))
+        if one not in found or other not in found:
+            return None
+        same = found[one] == found[other]
+        return 100.0 * (~same if metric.endswith("changed_pct") else same)
+
+    def line(self) -> str:
+        """The record as a line of the file."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False, allow_nan=True)
+
+
+def pack(labels: np.ndarray, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Labels and predictions [N] as text: each row minus the one before it (mostly 0), bzip2, base64.
+
+    bzip2, since all its versions give the same bytes; those of zlib do not.
+    """
+    names = ["labels", *predictions]
+    rows = np.stack([labels, *predictions.values()])
+    kind = np.uint8 if rows.max(initial=0) < 256 else np.uint16
+    steps = np.diff(rows.astype(kind), axis=0, prepend=kind(0))  # modulo 256 or 65536
+    raw = steps.astype(np.dtype(kind).newbyteorder("<")).tobytes()
+    return {"names": names, "bits": 8 * rows.astype(kind).itemsize, "bz2": base64.b64encode(bz2.compress(raw)).decode()}
+
+
+def unpack(packed: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of :func:`pack`."""
+    kind = np.dtype(f"<u{packed['bits'] // 8}")
+    steps = np.frombuffer(bz2.decompress(base64.b64decode(packed["bz2"])), kind).reshape(len(packed["names"]), -1)
+    return dict(zip(packed["names"], steps.cumsum(axis=0, dtype=kind), strict=True))
+
+
+def parse(text: str, where: str) -> Record:
+    """One line's record.
+
+    Raises:
+        RecordError: the line does not hold one.
+    """
+    try:
+        return Record(**json.loads(text))
+    except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        why = f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip() if first else str(error)
+        raise RecordError(f"{where} is not a record: {why}; restore the file, or export it again") from error
+
+
+def loads(text: str, where: str) -> list[Record]:
+    """The records of a file's text.
+
+    Raises:
+        RecordError: a line is damaged, or two lines are of the same seed.
+    """
+    found: dict[tuple[str, int], Record] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        record = parse(line, f"{where}, line {number}")
+        if record.key in found:
+            raise RecordError(f"{where}, line {number}: seed {record.seed} of cell {record.cell} stands twice")
+        found[record.key] = record
+    return list(found.values())
+
+
+def load(path: Path) -> list[Record]:
+    """The records of a file.
+
+    Raises:
+        RecordError: it is missing or damaged.
+    """
+    try:
+        return loads(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise RecordError(f"no record at {path}; `python -m benchmarks export` writes one") from None
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is not UTF-8 text: {error}; restore the file") from error
+
+
+def dumps(records: Iterable[Record]) -> str:
+    """The text of a file."""
+    return "".join(record.line() + "\n" for record in sorted(records, key=lambda r: (r.table, r.cell, r.seed)))
+
+
+# Two records of the same seed ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run and the committed one.
+
+    Attributes:
+        verdict: ``identical`` (checkpoint, history, metrics and predictions, bit for bit), ``differs``, or ``not committed``.
+        points: by how much the test accuracy differs, ours minus theirs.
+        kinds: the two kinds of processor, ours first.
+    """
+
+    ours: Record
+    verdict: Literal["identical", "differs", "not committed"]
+    what: str = ""
+    points: float = 0.0
+    kinds: tuple[str, str] = ("", "")
+
+    @property
+    def text(self) -> str:
+        """The verdict as people read it."""
+        if self.verdict != "differs":
+            return self.verdict
+        ours, theirs = self.kinds
+        kind = f"on {ours} as the committed one" if ours == theirs else f"on {ours}, the committed one on {theirs}"
+        return f"differs in {self.what}; test accuracy {self.points:+.2f} points; {kind}"
+
+
+def compare(ours: Iterable[Record], theirs: Iterable[Record]) -> list[Comparison]:
+    """Each finished run of ours with the committed run of the same cell and seed."""
+    known = {record.key: record for record in theirs if record.status == "finished"}
+    return [
+        _compare(one, known.get(one.key))
+        for one in sorted(ours, key=lambda r: (r.table, r.cell, r.seed))
+        if one.status == "finished"
+    ]
+
+
+def _compare(one: Record, other: Record | None) -> Comparison:
+    if other is None:
+        return Comparison(one, "not committed")
+
+    def curves(record: Record) -> dict[str, list[float]]:
+        return {name: values for name, values in record.history.items() if name != "images_per_s"}
+
+    common = one.metrics.keys() & other.metrics.keys()  # an older evaluation may lack some
+    differing = [name for name in sorted(common) if one.metrics[name] != other.metrics[name]]
+    shared = one.classes.keys() & other.classes.keys()
+    parts = {
+        "checkpoint": one.checkpoint_sha256 != other.checkpoint_sha256,
+        "data": one.data.get("digest") != other.data.get("digest"),
+        "history": curves(one) != curves(other),
+        "predictions": any(not np.array_equal(one.classes[name], other.classes[name]) for name in shared),
+        f"{len(differing)} of {len(common)} metrics": bool(differing),
+    }
+    what = ", ".join(name for name, different in parts.items() if different)
+    points = one.metrics.get("test/final", 0.0) - other.metrics.get("test/final", 0.0)
+    kinds = one.provenance.get("cpu", "an unnamed kind"), other.provenance.get("cpu", "an unnamed kind")
+    return Comparison(one, "differs" if what else "identical", what, points, kinds)
+
+
+def in_one_line(found: Sequence[Comparison]) -> str:
+    """``62 of 62 runs identical to the committed ones, bit for bit``; else what differs, by how much, on which processor."""
+    against = [c for c in found if c.verdict != "not committed"]
+    same = sum(c.verdict == "identical" for c in against)
+    unknown = len(found) - len(against)
+    line = f"{same} of {len(against)} runs identical to the committed ones, bit for bit"
+    if differing := [c for c in against if c.verdict == "differs"]:
+        most = max(differing, key=lambda c: abs(c.points))
+        pairs = sorted({c.kinds for c in differing})
+        kinds = "; ".join(f"here {a}, committed {b}" if a != b else f"both on {a}" for a, b in pairs)
+        line += f"; {len(differing)} differ, in test accuracy by at most {abs(most.points):.2f} points ({kinds})"
+    return line + (f"; {unknown} runs have no committed counterpart" if unknown else "")

@@ -126,6 +126,11 @@ class Profile(Strict):
     finetune: RecipeBook
 
 
+def content_hash(config: dict[str, Any]) -> str:
+    """The name of a cell: 16 hexadecimal digits of the SHA-256 of its config as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class Cell(Strict):
     """Everything that decides a run's numbers but the seed. Two rows with equal content share one run."""
 
@@ -143,8 +148,7 @@ class Cell(Strict):
 
     @cached_property
     def hash(self) -> str:
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return content_hash(self.model_dump(mode="json"))
 
     @property
     def name(self) -> str:

@@ -1,27 +1,29 @@
 """Runs in MLflow: an experiment a table, a parent run a cell, a nested run a seed. The only module that writes to it."""
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
 
-from benchmarks.record import Epoch, Result
-from benchmarks.spec import TABLES, Cell, load_spec
+from benchmarks.record import Epoch, Evaluation, Record, Result, pack, parse
+from benchmarks.spec import HERE, TABLES, Cell, load_spec
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+RECORD = "record.json"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would tear our own bars apart
 
 
@@ -61,6 +63,7 @@ def provenance() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} logical CPUs",
+        "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
 
 
@@ -189,6 +192,8 @@ class Store:
                 "seed": str(seed),
                 "device": device,
                 "profile": self.profile,
+                "table": table,
+                "config": json.dumps(cell.model_dump(mode="json"), sort_keys=True),
             }
             tags |= {"mlflow.parentRunId": parent, "mlflow.runName": f"seed {seed}", "title": cell.name}
             run_id = self.client.create_run(experiment, tags=tags).info.run_id
@@ -217,12 +222,93 @@ class Store:
             self.client.set_tag(run_id, "data_digest", source["digest"])
             sha256 = hashlib.sha256(result.checkpoint.read_bytes()).hexdigest()
             self.client.set_tag(run_id, "checkpoint_sha256", sha256)
+            self._keep_record(run_id, "finished", result=result, checkpoint_sha256=sha256)
             self.client.set_terminated(run_id)
 
     def fail(self, run_id: str, reason: str) -> None:
         with explained(self.uri):
             self.client.set_tag(run_id, "failed", reason[:5000])
+            self._keep_record(run_id, "failed", reason=reason.replace(f"{HERE.parent}/", ""))
             self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
+
+    def _keep_record(self, run_id: str, status: str, result: Result | None = None, **more: Any) -> None:
+        """Write the run's record beside it: what is exported, and all that reports need to know of the run."""
+        run = self.client.get_run(run_id)
+        tags = run.data.tags
+        names = [name.removeprefix("epoch/") for name in sorted(run.data.metrics) if name.startswith("epoch/")]
+        if result:
+            measured = result.measured
+            more |= {"data": result.data, "metrics": result.metrics, "tgim": measured.tgim}
+            more |= {"predictions": pack(measured.labels, measured.predictions) if len(measured.labels) else {}}
+            where = {key: tags[key] for key in ("commit", "dirty", "cpu")}
+            more |= {"evaluation": Evaluation(version=measured.version, **where)}
+        record = Record(
+            table=tags["table"],
+            title=tags["title"],
+            cell=tags["cell"],
+            seed=int(tags["seed"]),
+            config=json.loads(tags["config"]),
+            provenance={key: tags[key] for key in (*provenance(), "device")},
+            status=status,  # type: ignore[arg-type]
+            history={name: [float(v) for v in self.history(run_id, f"epoch/{name}")] for name in names},
+            wall_s=round((get_current_time_millis() - run.info.start_time) / 1000, 1),
+            **more,
+        )
+        self.client.log_text(run_id, record.line() + "\n", RECORD)
+
+    def records(self) -> list[Record]:
+        """The record of every finished seed, and of the latest failure of a seed that has not finished; a run trained here
+        goes before an imported one."""
+        found: dict[tuple[str, int], Record] = {}
+        with explained(self.uri):
+            runs = self._search("tags.kind = 'seed' and attributes.status = 'FINISHED'")
+            runs += self._search("tags.kind = 'seed' and attributes.status = 'FAILED'")
+            runs = sorted(
+                runs,
+                key=lambda run: (
+                    run.info.status == "FINISHED",
+                    run.data.tags.get("imported") != "true",
+                    run.info.start_time,
+                    run.info.run_id,
+                ),
+            )
+            for run in runs:  # the last one of a seed stays
+                path = Path(self.client.download_artifacts(run.info.run_id, RECORD))
+                record = parse(path.read_text(encoding="utf-8"), f"run {run.info.run_id}, {RECORD}")
+                found[record.key] = record
+        return list(found.values())
+
+    def take_in(self, records: Sequence[Record]) -> int:
+        """Log runs from their records, without training: those whose seed the store does not hold yet. Returns how many.
+
+        They have everything but a checkpoint, and the tag ``imported``.
+        """
+        known = {record.key for record in self.records()}
+        new = [record for record in records if record.key not in known]
+        for record in new:
+            cell = Cell(**record.config)
+            run_id, _ = self.open_seed(record.table, cell, record.seed, record.provenance.get("device", ""))
+            with explained(self.uri):
+                tags = record.provenance | {"imported": "true"}
+                if record.status == "finished":
+                    tags |= {"checkpoint_sha256": record.checkpoint_sha256, "data_digest": record.data["digest"]}
+                else:
+                    tags |= {"failed": record.reason[:5000]}
+                self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+                now = get_current_time_millis()
+                points = [
+                    Metric(f"epoch/{name}", value, now, epoch)
+                    for name, values in record.history.items()
+                    for epoch, value in enumerate(values, 1)
+                ]
+                points += [Metric(name, value, now, 0) for name, value in record.metrics.items()]
+                for start in range(0, len(points), 1000):  # MLflow takes no more at once
+                    self.client.log_batch(run_id, points[start : start + 1000])
+                self.client.log_text(run_id, record.line() + "\n", RECORD)
+                self.client.set_terminated(run_id, record.status.upper())
+        for one in {record.cell: record for record in new if record.status == "finished"}.values():
+            self.close_cell(one.table, Cell(**one.config))
+        return len(new)
 
     def close_cell(self, table: str, cell: Cell) -> None:
         """Put the mean over all finished seeds on the parent run, so that the cell can be read in MLflow's own pages."""

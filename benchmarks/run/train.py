@@ -288,8 +288,8 @@ def _train(
         network = model.module
         checkpoint = save(network, out)  # first: the evaluation needs more memory than training
         final = {"val/final": at.history[-1]["val"], **at.best, **at.extra}
-        final |= evaluate(network, test, fabric.device, cell.float64_checks)
-        yield Result(final, checkpoint, _describe(info))
+        measured = evaluate(network, test, fabric.device, cell.float64_checks)
+        yield Result(final | measured.metrics, checkpoint, _describe(info), measured)
 
 
 @torch.no_grad()

@@ -1,0 +1,148 @@
+"""A run's record: from store to file to store, packed predictions, damaged files, and comparisons."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import record, spec
+from benchmarks.cli import app
+from benchmarks.record import Epoch, Measured, Record, Result
+from benchmarks.store import Store
+
+LABELS = np.arange(60) % 10
+
+
+def result(folder: Path, accuracy: float = 50.0) -> Result:
+    path = folder / "checkpoint.pt"
+    torch.save({"x": torch.full((1,), accuracy)}, path)
+    wrong = (LABELS + (np.arange(60) % 2)) % 10  # half of them right
+    measured = Measured({}, LABELS, {"test/final": wrong, "reparam/accuracy": LABELS}, {}, 1)
+    data = {"name": "digits", "digest": "d" * 64, "source": "scikit-learn"}
+    return Result({"test/final": accuracy, "ops/sops_g": 0.1 + 0.2}, path, data, measured)
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to lay out a new database: once is enough."""
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    Store("digits", f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Store:
+    """One finished run and one that failed, each of a cell of its own; and a store without any, ``other.db``."""
+    for name in ("m.db", "other.db"):
+        shutil.copy(empty_database, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/m.db")
+    store, profile = Store("digits"), spec.load_profile("digits")
+    first, second = (spec.resolve(row, profile) for row in spec.load_spec("table1").row[:2])
+    run_id, _ = store.open_seed("table1", first, 42, "cpu")
+    store.log_epoch(run_id, Epoch(1, 2, {"test": 1 / 3, "images_per_s": 7.0}))
+    store.log_epoch(run_id, Epoch(2, 2, {"test": 2 / 3, "images_per_s": 8.0}))
+    store.finish(run_id, result(tmp_path))
+    store.fail(store.open_seed("table1", second, 42, "cpu")[0], "the loss is nan")
+    return store
+
+
+def test_store_to_file_to_store_and_back_gives_the_same_bytes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    done = CliRunner().invoke(app, ["export", str(first)])
+    assert done.exit_code == 0, done.output
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    for expected in ("2 of 2", "0 of 2"):  # a second time there is nothing left to take in
+        done = CliRunner().invoke(app, ["import", str(first)])
+        assert done.exit_code == 0, done.output
+        assert f"{expected} runs taken in" in done.output
+    assert CliRunner().invoke(app, ["export", str(second)]).exit_code == 0
+    assert second.read_bytes() == first.read_bytes()
+    assert len(first.read_text().splitlines()) == 2
+    mine, theirs = (s.seeds().iloc[0] for s in (store, Store("digits")))
+    for name in ("cell", "seed", "test/final", "ops/sops_g", "tag.checkpoint_sha256", "tag.commit", "tag.data_digest"):
+        assert mine[name] == theirs[name], name
+    assert list(Store("digits").history(theirs["run_id"], "epoch/test")) == [1 / 3, 2 / 3]
+    assert list(Store("digits").failures().values()) == ["the loss is nan"]
+
+
+def test_an_export_never_loses_a_run(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "runs.jsonl"
+    assert CliRunner().invoke(app, ["export", str(path)]).exit_code == 0
+    before = path.read_bytes()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    refused = CliRunner().invoke(app, ["export", str(path)])
+    assert refused.exit_code == 1
+    assert "holds 1 finished runs that the store does not" in refused.output
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("classes", [10, 200, 1000])
+def test_packed_predictions_come_back(classes: int) -> None:
+    random = np.random.default_rng(0)
+    labels, one, two = random.integers(0, classes, (3, 500))
+    found = record.unpack(json.loads(json.dumps(record.pack(labels, {"a": one, "b": two}))))
+    assert list(found) == ["labels", "a", "b"]
+    for expected, name in [(labels, "labels"), (one, "a"), (two, "b")]:
+        assert np.array_equal(found[name], expected)
+
+
+def test_a_metric_is_the_mean_over_its_images(store: Store) -> None:
+    (one,) = [r for r in store.records() if r.status == "finished"]
+    images = one.per_image("test/final")
+    assert images is not None
+    assert images.mean() == one.metrics["test/final"]
+    changed = one.per_image("reparam/changed_pct")
+    assert changed is not None
+    assert changed.mean() == 50.0
+    assert one.per_image("ops/sops_g") is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"seed": 42', '"seed": 42, "colour": 1', "line 1 is not a record: colour"),
+        ('"width": 0.125', '"width": 0.25', "is not the hash of its config"),
+        ('"metrics": {', '"metrics": {{', "line 1 is not a record"),
+        ("\n", "\nnot json\n", "line 2 is not a record"),
+    ],
+)
+def test_a_damaged_file_is_refused(store: Store, tmp_path: Path, old: str, new: str, message: str) -> None:
+    (one,) = [r for r in store.records() if r.status == "finished"]
+    text = record.dumps([one])
+    assert old in text
+    with pytest.raises(record.RecordError, match=message):
+        record.loads(text.replace(old, new, 1), "runs.jsonl")
+    with pytest.raises(record.RecordError, match=r"line 2: seed 42 of cell .* stands twice"):
+        record.loads(text + text, "runs.jsonl")
+
+
+def test_runs_are_compared_bit_for_bit(store: Store) -> None:
+    (one,) = [r for r in store.records() if r.status == "finished"]
+
+    def like(**changes: object) -> Record:
+        return Record(**(one.model_dump() | changes))
+
+    assert (
+        record.in_one_line(record.compare([one], [one])) == "1 of 1 runs identical to the committed ones, bit for bit"
+    )
+    faster = like(history=one.history | {"images_per_s": [1.0, 1.0]}, wall_s=1.0)
+    assert record.compare([faster], [one])[0].verdict == "identical"
+    elsewhere = like(
+        checkpoint_sha256="0" * 64,
+        metrics=one.metrics | {"test/final": 49.0},
+        provenance=one.provenance | {"cpu": "x86_64 AVX2"},
+    )
+    (found,) = record.compare([elsewhere], [one])
+    assert found.verdict == "differs"
+    assert "differs in checkpoint, 1 of 2 metrics; test accuracy -1.00 points; on x86_64 AVX2" in found.text
+    line = record.in_one_line([found])
+    assert line.startswith("0 of 1 runs identical")
+    assert "1 differ, in test accuracy by at most 1.00 points (here x86_64 AVX2, committed" in line
+    assert "1 runs have no committed counterpart" in record.in_one_line(record.compare([one], []))
