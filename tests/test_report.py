@@ -60,7 +60,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
             for row in spec.select_rows(table, spec.load_spec(table), wanted):
                 cell = spec.resolve(row, profile)
                 for seed in SEEDS:
-                    run_id = store.open_seed(table, cell, seed, "cpu")
+                    run_id, _ = store.open_seed(table, cell, seed, "cpu")
                     for epoch in (1, 2):
                         store.log_epoch(run_id, Epoch(epoch, 2, {"test": 40.0 * epoch + OFFSETS[seed]}))
                     path = folder / "checkpoint.pt"
@@ -69,9 +69,9 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
                     data = {"name": "digits", "digest": "d" * 64, "source": "scikit-learn"}
                     store.finish(run_id, Result(invented(table, row, seed), path, data))
         rows = {row.id: row for row in spec.load_spec("table1").row}
-        store.fail(store.open_seed("table1", spec.resolve(rows["6"], profile), 47, "cpu"), "the loss is nan")
+        store.fail(store.open_seed("table1", spec.resolve(rows["6"], profile), 47, "cpu")[0], "the loss is nan")
         (vgg,) = spec.select_rows("table4", spec.load_spec("table4"), ["vgg16-tq4-if-t2"])
-        store.fail(store.open_seed("table4", spec.resolve(vgg, profile), 42, "cpu"), "data set X not found at /x")
+        store.fail(store.open_seed("table4", spec.resolve(vgg, profile), 42, "cpu")[0], "data set X not found at /x")
     return where
 
 
