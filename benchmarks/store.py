@@ -31,6 +31,10 @@ class StoreError(Exception):
     """The tracking store can't be reached or written; the message names it and says what to do."""
 
 
+class CheckpointError(StoreError):
+    """One seed's checkpoint is missing or damaged; the store itself is well."""
+
+
 def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
@@ -162,9 +166,23 @@ class Store:
         return pd.Series({point.step: point.value for point in points}, name=metric).sort_index()
 
     def checkpoint(self, run_id: str, into: Path) -> Path:
-        """Fetch a seed's checkpoint into a folder."""
+        """Fetch a seed's checkpoint into a folder.
+
+        Raises:
+            CheckpointError: it is missing, or its bytes are not those that were logged.
+        """
+        remedy = f"put the file back, or train the seed again after `mlflow runs delete --run-id {run_id}`"
         with explained(self.uri):
-            return Path(self.client.download_artifacts(run_id, "checkpoint.pt", str(into)))
+            run = self.client.get_run(run_id)
+        try:
+            path = Path(self.client.download_artifacts(run_id, "checkpoint.pt", str(into)))
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except (MlflowException, OSError) as error:
+            where = f"checkpoint of run {run_id} can't be read at {run.info.artifact_uri}"
+            raise CheckpointError(f"{where}: {' '.join(str(error).split())}; {remedy}") from error
+        if found != run.data.tags.get("checkpoint_sha256"):
+            raise CheckpointError(f"checkpoint of run {run_id} is damaged: its SHA-256 is not the logged one; {remedy}")
+        return path
 
     def open_seed(self, table: str, cell: Cell, seed: int, device: str, going_on: str | None = None) -> tuple[str, int]:
         """Start a seed's run below its cell's parent run, or take up the one that a kept state belongs to.

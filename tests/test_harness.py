@@ -327,3 +327,24 @@ def test_a_training_left_half_way_leaves_the_callers_backend_alone(profile: spec
         assert kernels.backend_for(large) == before
     assert kernels.backend_for(large) == before
     events.close()
+
+
+@pytest.mark.parametrize("fault", ["damaged", "missing"])
+def test_a_bad_checkpoint_stops_only_what_starts_from_it(fault: str, profile: spec.Profile, store: Store) -> None:
+    rows = spec.select_rows("table4", spec.load_spec("table4"), ["resnet20-tq4-l2t2-exact"])
+    ann, tuned = schedule.jobs_of({"table4": rows}, profile, 1)
+    other = schedule.jobs_of({"table1": spec.load_spec("table1").row[:1]}, profile, 1)
+    options = {"parallel": 1, "device": "cpu", "root": Path(), "progress": lambda job, event: None}
+    assert schedule.run([ann], store, **options) == {}
+    run_id = store.seeds()["run_id"].iloc[0]
+    path = Path(store.client.get_run(run_id).info.artifact_uri.removeprefix("file://")) / "checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    path.unlink()
+    if fault == "damaged":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    failed = schedule.run([ann, tuned, *other], store, **options)
+    assert set(failed) == {tuned.cell.hash}
+    assert {"damaged": "is damaged", "missing": "can't be read"}[fault] in failed[tuned.cell.hash]
+    assert f"mlflow runs delete --run-id {run_id}" in failed[tuned.cell.hash]
+    assert other[0].cell.hash in set(store.seeds()["cell"])

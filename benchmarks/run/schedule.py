@@ -14,7 +14,7 @@ from benchmarks.record import Epoch, Result
 from benchmarks.run.state import States, Stop
 from benchmarks.run.train import StoppedError, TrainingError, run_cell
 from benchmarks.spec import Cell, Profile, Row, resolve
-from benchmarks.store import Store
+from benchmarks.store import CheckpointError, Store
 
 FIRST_SEED = 42  # the paper's
 STATE_DIR = "state"
@@ -114,7 +114,11 @@ def run(
                     failed[job.key] = f"its quantised ANN was not run: {failed[missing]}"
                 elif not missing and len(running) < parallel:
                     waiting.remove(job)
-                    start(job)
+                    try:
+                        start(job)
+                    except CheckpointError as error:  # of its quantised ANN: only what starts from it fails
+                        failed[job.key] = str(error)
+                        progress(job, str(error))
             if not running:
                 continue
             events, event = pool.next_event(list(running))
