@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from benchmarks import spec
-from benchmarks.record import Epoch, Result
+from benchmarks.record import Epoch, RecordError, Result
 from benchmarks.run.schedule import STATE_DIR, Job, jobs_of
 from benchmarks.run.schedule import run as run_jobs
 from benchmarks.run.state import Stop
@@ -30,6 +30,7 @@ from benchmarks.store import Store, StoreError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
+RESULTS = Path("results")  # tracked: only --publish and export write there
 ProfileOption = Annotated[str, typer.Option(help=" | ".join(spec.profiles()))]
 TablesArgument = Annotated[list[str] | None, typer.Argument(help="tables; default: all")]
 
@@ -174,34 +175,45 @@ def resolve_device(device: str) -> str:
 def report(
     what: Annotated[str, typer.Argument(help="tables | latency")] = "tables",
     profile: ProfileOption = "digits",
-    out: Annotated[Path, typer.Option(help="folder that gets one folder a profile")] = Path("results"),
-    readme: Annotated[
-        Path | None, typer.Option(help="file whose generated block is renewed; README.md for digits into results/")
-    ] = None,
+    out: Annotated[Path, typer.Option(help="folder that gets one folder a profile")] = Path("out"),
+    publish: Annotated[
+        bool, typer.Option("--publish", help="renew the tracked results/, and README.md's block")
+    ] = False,
 ) -> None:
-    """Write tables, figures, verdicts and report.html from the store alone; or the latency tables."""
+    """Write tables, figures, verdicts and report.html from the store alone; or the latency tables. Compare with the record."""
     quiet()
     from benchmarks.latency import tables as latency
     from benchmarks.report import page
 
     if what not in ("tables", "latency"):
         raise fail(spec.SpecError(f"unknown report {what!r}; known: tables, latency"))
-    if readme is None and (profile, out) == ("digits", Path("results")):
-        readme = Path("README.md")
+    out = RESULTS if publish else out
+    readme = Path("README.md") if publish and profile == "digits" else None
     try:
         if what == "latency":
             latency.write(Store("latency"), out)
         else:
             page.write(Store(profile), out, readme)
-    except (spec.SpecError, StoreError) as error:
+            console.print(against_the_record(profile), highlight=False, soft_wrap=True, markup=False)
+    except (spec.SpecError, StoreError, RecordError) as error:
         raise fail(error) from error
     console.print(f"written: {out / ('latency-*' if what == 'latency' else profile)}", highlight=False)
+
+
+def against_the_record(profile: str) -> str:
+    """The store's runs against the committed ones, in one line."""
+    from benchmarks import record
+
+    path = record_of(profile, None)
+    if not path.exists():
+        return f"not compared: no record of runs is committed for profile {profile} ({path})"
+    return record.in_one_line(record.compare(Store(profile).records(), record.load(path)))
 
 
 @app.command()
 def verify(
     profile: ProfileOption = "digits",
-    out: Annotated[Path, typer.Option(help="folder that holds one folder a profile")] = Path("results"),
+    out: Annotated[Path, typer.Option(help="folder that holds one folder a profile")] = RESULTS,
     write: Annotated[bool, typer.Option("--write", help="also write claims.csv and claims.md")] = False,
 ) -> None:
     """Judge the claims by the rules of specs/claims.toml; exit 1 if a verdict is another than the committed one."""
@@ -231,7 +243,7 @@ def verify(
 def record_of(profile: str, path: Path | None) -> Path:
     from benchmarks import record
 
-    return path or Path("results") / profile / record.FILE
+    return path or RESULTS / profile / record.FILE
 
 
 @app.command("export")

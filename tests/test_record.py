@@ -146,3 +146,20 @@ def test_runs_are_compared_bit_for_bit(store: Store) -> None:
     assert line.startswith("0 of 1 runs identical")
     assert "1 differ, in test accuracy by at most 1.00 points (here x86_64 AVX2, committed" in line
     assert "1 runs have no committed counterpart" in record.in_one_line(record.compare([one], []))
+
+
+def test_a_report_changes_no_tracked_file_and_says_how_its_runs_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/m.db")
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text("mine")
+    done = CliRunner().invoke(app, ["report"])
+    assert done.exit_code == 0, done.output
+    assert "not compared: no record of runs is committed for profile digits" in " ".join(done.output.split())
+    assert Path("out/digits/report.html").exists()
+    assert not Path("results").exists()
+    assert Path("README.md").read_text() == "mine"
+    assert CliRunner().invoke(app, ["export"]).exit_code == 0
+    done = CliRunner().invoke(app, ["report"])
+    assert "0 of 0 runs identical to the committed ones, bit for bit" in " ".join(done.output.split())
