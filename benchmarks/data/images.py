@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
@@ -31,38 +32,93 @@ class Items(Part):
         return self.transform(self.read(self.keys[index])), int(self.labels[index])
 
 
+PER_CLASS = {"cifar10": (5000, 1000), "cifar100": (500, 100)}  # images of a class that train, and that test
+JUNK = (
+    "@eaDir",
+    "__MACOSX",
+)  # what file managers and archivers leave beside images; besides names that begin with a dot
+
+
 def cifar(name: str, root: Path, augment: bool, validation: float, seed: int, download: bool) -> Data:
-    """CIFAR-10 or CIFAR-100, checked and read by torchvision; 32x32 colour, 50 000 to train, 10 000 to test."""
+    """CIFAR-10 or CIFAR-100; 32x32 colour, 50 000 to train, 10 000 to test.
+
+    From torchvision's files (checked by their MD5), or from image folders, ``<name>/train|test/CLASS/*.png`` with CLASS a name or
+    a number (checked by their counts). Sorted by label and pixels, so that both give the same digest, split and trained numbers.
+    """
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    folder = root / kind.base_folder
+    folder, images = root / kind.base_folder, root / name
     if download:
         with downloading(name, folder):
             kind(root, download=True)
-    if not folder.is_dir():
+    if folder.is_dir():
+        parts = _cifar_files(name, kind, root, folder)
+    elif images.is_dir():
+        folder, parts = images, [_cifar_folders(name, images / part) for part in ("train", "test")]
+    else:
         where = "https://www.cs.toronto.edu/~kriz/cifar.html, or load it with download=True"
-        raise DataError.missing(name, folder, where)
+        raise DataError.missing(name, f"{folder} (torchvision's files) or {images} (train|test/CLASS/*.png)", where)
+    (pixels, labels), (test_pixels, test_labels) = (_in_order(*part) for part in parts)
+    train, val = split(labels, validation, seed)
+    plain, augmented = recipe(name, False), recipe(name, augment)
+    return Data(
+        name=name,
+        train=Items(_array, pixels[train], labels[train], augmented),
+        val=Items(_array, pixels[val], labels[val], plain),
+        test=Items(_array, test_pixels, test_labels, plain),
+        classes=10 if name == "cifar10" else 100,
+        in_channels=3,
+        size=32,
+        frames=False,
+        digest=digest(pixels, labels, test_pixels, test_labels, train, val),
+        source=str(folder),
+    )
+
+
+def _cifar_files(name: str, kind: type[CIFAR10], root: Path, folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     try:
-        train_set, test_set = kind(root), kind(root, train=False)
+        sets = kind(root), kind(root, train=False)
     except RuntimeError:
         files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
         bad = next(folder / file for file, md5 in files if not check_integrity(folder / file, md5))
         problem = "its MD5 is not the published one" if bad.exists() else "not there"
         raise DataError.damaged(name, bad, problem) from None
-    labels, test_labels = np.asarray(train_set.targets), np.asarray(test_set.targets)
-    train, val = split(labels, validation, seed)
-    plain, augmented = recipe(name, False), recipe(name, augment)
-    return Data(
-        name=name,
-        train=Items(_array, train_set.data[train], labels[train], augmented),
-        val=Items(_array, train_set.data[val], labels[val], plain),
-        test=Items(_array, test_set.data, test_labels, plain),
-        classes=10 if name == "cifar10" else 100,
-        in_channels=3,
-        size=32,
-        frames=False,
-        digest=digest(train_set.data, labels, test_set.data, test_labels, train, val),
-        source=str(folder),
-    )
+    return [(one.data, np.asarray(one.targets)) for one in sets]
+
+
+def _cifar_folders(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [n, 32, 32, 3] and labels [n]; the published class names are in sorted order, as are numbers."""
+    if not folder.is_dir():
+        raise DataError.damaged(name, folder, "not there", "unpack it again")
+    classes = [path for path in folder.iterdir() if path.is_dir() and not _is_junk(path)]
+    numbered = all(path.name.isdecimal() for path in classes)
+    classes.sort(key=lambda path: (int(path.name) if numbered else 0, path.name))
+    expected = PER_CLASS[name][folder.name == "test"]
+    _count(name, folder, "class folders", 10 if name == "cifar10" else 100, len(classes))
+    pixels, labels = [], []
+    for label, path in enumerate(classes):
+        files = [file for file in path.iterdir() if file.suffix.lower() in IMG_EXTENSIONS and not _is_junk(file)]
+        _count(name, path, "images", expected, len(files))
+        for file in files:
+            try:
+                image = np.asarray(default_loader(str(file)))
+            except OSError as error:
+                raise DataError.damaged(name, file, str(error)) from None
+            if image.shape != (32, 32, 3):
+                raise DataError.damaged(name, file, f"expected 32x32 pixels, found {image.shape[1]}x{image.shape[0]}")
+            pixels.append(image)
+            labels.append(label)
+    return np.stack(pixels), np.asarray(labels)
+
+
+def _is_junk(path: Path) -> bool:
+    return path.name.startswith(".") or path.name in JUNK
+
+
+def _in_order(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted by label and a hash of the pixels: the same images in the same order, whatever files they come from."""
+    keys = [(label, sha1(image.tobytes()).digest()) for image, label in zip(pixels, labels.tolist(), strict=True)]
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
+    return np.ascontiguousarray(pixels[order]), labels[order]
 
 
 def _array(pixels: np.ndarray) -> np.ndarray:
