@@ -19,8 +19,9 @@ from mlflow.tracking import MlflowClient
 
 from benchmarks import spec
 from benchmarks.record import Epoch, Result
-from benchmarks.run import train
+from benchmarks.run import schedule, train
 from benchmarks.run.state import KEPT, States, Stop, generators, restore_generators
+from benchmarks.store import Store
 
 ROOT = Path(__file__).parents[1]
 
@@ -182,17 +183,36 @@ def test_every_generator_is_put_back() -> None:
 
 
 def test_the_first_signal_is_noted() -> None:
+    before = signal.getsignal(signal.SIGTERM)  # of whoever imported this
     with Stop() as stop:
         assert not stop()
         signal.raise_signal(signal.SIGTERM)
         assert stop()
         assert stop.signal == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
-def run(folder: Path) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "benchmarks", "run", "table4", "--rows", "resnet20-tq4-l2t2-exact", "--jobs", "1"]
-    words += ["--device", "cpu", "--state-dir", str(folder / "state")]
+def test_a_signal_while_one_job_ends_and_another_waits_ends_the_command(
+    cell: spec.Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Stop()
+
+    def last_evaluation(*args: Any, **options: Any) -> Iterator[str]:
+        stop.signal = signal.SIGTERM
+        yield "its end, without another look at the signal"
+
+    monkeypatch.setattr(schedule, "run_cell", last_evaluation)
+    jobs = [schedule.Job("table4", cell, seed) for seed in (7, 8)]
+    store = Store("digits", f"sqlite:///{tmp_path}/m.db")
+    with pytest.raises(train.StoppedError, match="between two trainings"):
+        schedule.run(
+            jobs, store, parallel=1, device="cpu", progress=lambda *_: None, state_dir=str(tmp_path), stop=stop
+        )
+
+
+def run(folder: Path, jobs: int = 1) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "benchmarks", "run", "table4", "--rows", "resnet20-tq4-l2t2-exact"]
+    words += ["--jobs", str(jobs), "--device", "cpu", "--state-dir", str(folder / "state")]
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/m.db", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         words, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -208,9 +228,12 @@ def await_state(folder: Path, process: subprocess.Popen[str], fresh: float) -> N
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_killed_command_goes_on_in_its_own_run(number: int, code: int, tmp_path: Path) -> None:
-    process = run(tmp_path)
+@pytest.mark.parametrize(
+    ("number", "code", "jobs"),
+    [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 1), (signal.SIGKILL, -9, 1), (signal.SIGTERM, 143, 2)],
+)
+def test_a_killed_command_goes_on_in_its_own_run(number: int, code: int, jobs: int, tmp_path: Path) -> None:
+    process = run(tmp_path, jobs)
     await_state(tmp_path, process, 0)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)

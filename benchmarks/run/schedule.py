@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def run(
             events = pool.submit(job.cell, job.seed, **work, **options)
             running[events] = job, run_id
 
-        while (waiting and not stopped) or running:
+        while running or (waiting and not stop()):
             for job in list(waiting) * (not stop()):
                 missing = job.needs if job.needs not in finished else None
                 if missing and missing in failed:
@@ -143,7 +144,7 @@ def run(
             progress(job, event)
         for job in touched.values():
             store.close_cell(job.table, job.cell)
-    if stopped or stop():
+    if stopped or waiting:
         raise StoppedError(stopped or "stopped between two trainings")
     return {cell: reason for (cell, _), reason in failed.items()}
 
@@ -166,10 +167,32 @@ def _events(cell: Cell, seed: int, **options: Any) -> Iterator[Event]:
         yield f"{type(error).__name__}: {error}"
 
 
-def _stoppable_events(cell: Cell, seed: int, **options: Any) -> Iterator[Event]:
-    """The same in a worker process, whose trainings stop at a signal of their own (Ray's cancel is a SIGINT)."""
-    with Stop() as stop:
-        yield from _events(cell, seed, stopping=stop, **options)
+class Flag:
+    """Ray actor that tells every worker of the cluster whether to stop. (Ray's own cancel drops what a worker still sends.)"""
+
+    raised = False
+
+    def up(self) -> None:
+        self.raised = True
+
+    def is_up(self) -> bool:
+        return self.raised
+
+
+class Asking:
+    """Whether the flag is up, in a worker; asked once a second."""
+
+    def __init__(self, flag: Any) -> None:
+        self.flag = flag
+        self.answer, self.next = False, 0.0
+
+    def __call__(self) -> bool:
+        if not self.answer and time.monotonic() >= self.next:
+            import ray
+
+            self.answer = ray.get(self.flag.is_up.remote())
+            self.next = time.monotonic() + 1
+        return self.answer
 
 
 class Inline:
@@ -192,8 +215,7 @@ class OnRay:
         import ray
 
         self.stop = stop
-
-        self.ray = ray
+        self.ray: Any = ray
         if not ray.is_initialized():
             here = os.environ.get("RAY_ADDRESS")
             local: dict[str, Any] = {} if here else {"num_cpus": parallel, "include_dashboard": False}
@@ -203,20 +225,25 @@ class OnRay:
                 runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "ignore"}},
                 **local,
             )
+            stop.listen()
         gpus = 0 if device == "cpu" else 1
-        self.remote = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming", max_retries=0)(_stoppable_events)
+        self.remote = self.ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming", max_retries=0)(_events)
+        self.flag = self.ray.remote(num_cpus=0)(Flag).remote()
 
     def submit(self, cell: Cell, seed: int, **options: Any) -> Any:
-        return self.remote.remote(cell, seed, **options)
+        return self.remote.remote(cell, seed, stopping=Asking(self.flag), **options)
 
     def next_event(self, running: list[Any]) -> tuple[Any, Event]:
-        while not (ended := self.ray.wait(running, num_returns=1, timeout=1)[0]):
+        ended: list[Any] = []
+        while not ended:
             if self.stop():
-                for events in running:
-                    self.ray.cancel(events)
+                self.flag.up.remote()
+            ended = self.ray.wait(running, num_returns=1, timeout=1)[0]
         ready: Any = ended[0]
         try:
             return ready, self.ray.get(next(ready))
+        except StopIteration:
+            return ready, "its worker ended without a result"
         except self.ray.exceptions.RayError as error:  # a worker that died takes its own seed with it, no other
             return ready, f"its worker died: {str(error).splitlines()[0]}"
 

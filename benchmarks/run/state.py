@@ -10,8 +10,9 @@ import json
 import os
 import random
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
+from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, Self
 
 import fsspec
@@ -33,10 +34,17 @@ class Stop:
     """Notes the first SIGTERM or SIGINT, so that a training can keep its state; a second one ends the process at once."""
 
     signal: int | None = None
+    before: Mapping[int, Any] = MappingProxyType({})
 
     def __enter__(self) -> Self:
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.listen()
         return self
+
+    def listen(self) -> None:
+        """Take the signals; to be called again after a library (Ray's ``init``) has taken them for itself."""
+        for number in self.before:
+            signal.signal(number, self._note)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self.before.items():
