@@ -145,15 +145,19 @@ def qcfs(x: Tensor, *, levels: int, scale: float | Tensor) -> Tensor:
     Raises:
         ValueError: an argument is outside its range or the input holds NaN.
     """
-    check_levels(levels)
     check_floating(x)
-    dtype = compute_dtype(x)
-    scale = torch.as_tensor(scale, device=x.device).to(dtype)
+    return _QCFS.apply(x.to(compute_dtype(x)), checked_scale(x, levels, scale), levels).to(x.dtype)
+
+
+def checked_scale(x: Tensor, levels: int, scale: float | Tensor, value: bool = True) -> Tensor:
+    """QCFS's scale as a tensor in the dtype that is computed in, or the ValueError of :func:`qcfs`; ``value=False`` reads none."""
+    check_levels(levels)
+    scale = torch.as_tensor(scale, device=x.device).to(compute_dtype(x))
     if scale.numel() != 1:
         raise ValueError(f"scale must be one number, got a tensor of shape {tuple(scale.shape)}")
-    if not _symbolic(x) and not 0 < float(scale.detach()) < math.inf:
+    if value and not _symbolic(x) and not 0 < float(scale.detach()) < math.inf:
         raise ValueError(f"scale must be finite and > 0, got {float(scale.detach())}")
-    return _QCFS.apply(x.to(dtype), scale, levels).to(x.dtype)
+    return scale
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

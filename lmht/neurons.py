@@ -159,7 +159,7 @@ class QCFS(nn.Module):
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.qcfs(x, levels=self.levels, scale=self.scale)
+        return kernels.qcfs(x, levels=self.levels, scale=self.scale)
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}"

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lmht import IF, LMHT, MHT, functional, kernels
-from lmht.kernels import compiled
+from lmht import IF, LMHT, MHT, QCFS, functional, kernels
+from lmht.kernels import compiled, operator
 from lmht.kernels.operator import fire
 from lmht.networks.resnet import resnet
 
@@ -72,8 +72,15 @@ def mht(grad: Tensor, current: Tensor, *, backend: str, **arguments: object) -> 
     return out.detach(), *torch.autograd.grad(out, current, grad)
 
 
+def qcfs(function: Callable[..., Tensor], grad: Tensor, inputs: Result, **arguments: object) -> Result:
+    """Output and gradients in x, scale."""
+    x, scale = (value.detach().requires_grad_() for value in inputs)
+    out = function(x, scale=scale, **arguments)
+    return out.detach(), *torch.autograd.grad(out, (x, scale), grad)
+
+
 def assert_equal(got: Result, want: Result) -> None:
-    for name, a, b in zip(("out", "dx", "domega", "dleak"), got, want, strict=False):
+    for name, a, b in zip(("out", "dx", "domega or dscale", "dleak"), got, want, strict=False):
         assert torch.equal(a, b), f"{name}: off by {(a - b).abs().max()}"
         assert a.dtype == b.dtype
 
@@ -234,6 +241,89 @@ def test_omega_elsewhere_is_an_error(backend: str) -> None:
             function(torch.ones(2, 3), levels=2, theta=1.0, omega=torch.eye(2, device="meta"), leak=1.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_qcfs_dyadic_equal(backend: str, poisoned: None, dtype: torch.dtype) -> None:
+    """Levels 0 and Tq, their neighbours, ties and both bounds of the mask are among the inputs."""
+    compute = functional.compute_dtype(torch.empty(0, dtype=dtype))
+    for levels, scale in ((1, 1.0), (4, 0.5), (8, 2.0)):
+        for shape in ((1,), (7, 5), (10_007,)):
+            x, grad = dyadic(*shape, dtype=dtype, most=levels * 10), dyadic(*shape, dtype=dtype)
+            inputs = x, torch.tensor(scale, dtype=compute).reshape((1,) * (len(shape) - 1))
+            want = qcfs(functional.qcfs, grad, inputs, levels=levels)
+            assert_equal(qcfs(kernels.qcfs, grad, inputs, levels=levels), want)
+    level = (x.double() * levels / scale + 0.5).floor()
+    assert {-1, 0, levels, levels + 1} <= {*level.tolist()}
+    assert torch.equal(want[1], torch.where((level >= 0) & (level <= levels), grad, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_qcfs_random(backend: str, dtype: torch.dtype) -> None:
+    """Values bit for bit the reference's, ties, their neighbours and saturation too; gradients against float64."""
+    for levels, scale in ((4, 0.7), (8, 8.0), (3, 0.1)):
+        height = torch.tensor(scale, dtype=dtype) / levels
+        ties = (torch.arange(-3, 9000) + 0.5) * height
+        inf = torch.tensor(torch.inf, dtype=dtype)
+        x = torch.cat([ties, ties.nextafter(inf), ties.nextafter(-inf), torch.randn(20_000, dtype=dtype) * scale])
+        inputs, grad = (x, torch.tensor(scale, dtype=dtype)), torch.randn(len(x), dtype=dtype)
+        got, want = (qcfs(function, grad, inputs, levels=levels) for function in (kernels.qcfs, functional.qcfs))
+        assert_equal(got[:2], want[:2])
+        out, dx, dscale = got
+        terms = (grad.double() * out.double() - dx.double() * x.double()) / inputs[1].double()
+        assert (dscale - terms.sum()).abs() <= (1e-14 if dtype == torch.float64 else 1e-6) * terms.abs().sum()
+
+
+def test_qcfs_layouts(backend: str) -> None:
+    plain, scale = dyadic(3, 4, 5, 6), torch.tensor(1.0, dtype=torch.float64)
+    last = plain.contiguous(memory_format=torch.channels_last)
+    inputs = {
+        "channels last": last,
+        "channels last, gradient not": last,
+        "transposed": plain.transpose(0, 1),
+        "sliced": torch.cat([plain, plain], 2)[:, :, :5],
+        "expanded": plain[:1].expand(3, 4, 5, 6),
+        "none": plain[:0],
+        "one number": plain[0, 0, 0, 0],
+    }
+    for name, x in inputs.items():
+        grad = dyadic(*x.shape)
+        if name == "channels last":
+            grad = grad.contiguous(memory_format=torch.channels_last)
+        got = qcfs(kernels.qcfs, grad, (x, scale), levels=4)
+        assert_equal(got, qcfs(functional.qcfs, grad, (x.contiguous(), scale), levels=4))
+        if "channels last" in name or name == "transposed":
+            assert got[0].stride() == got[1].stride() == x.stride(), name
+
+
+def test_qcfs_repeats_and_opcheck(backend: str) -> None:
+    inputs, grad = (torch.randn(300_001), torch.tensor(1.3)), torch.randn(300_001)
+    first = qcfs(kernels.qcfs, grad, inputs, levels=4)
+    assert_equal(qcfs(kernels.qcfs, grad, inputs, levels=4), first)
+    x, scale = dyadic(2, 3).requires_grad_(), torch.tensor([2.0]).double().requires_grad_()
+    torch.library.opcheck(operator.qcfs, (x, scale, 4, backend))
+    torch.library.opcheck(operator.qcfs, (x.T, scale.detach(), 4, backend))
+
+
+def test_qcfs_errors_and_nan(backend: str) -> None:
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.6])
+    out = kernels.qcfs(x, levels=2, scale=1.0)
+    assert out[0].isnan()
+    assert out[1:].tolist() == [1.0, 0.0, 0.5]
+    for bad in ({"levels": 0}, {"scale": torch.ones(2)}):
+        (name,) = bad
+        errors = []
+        for function in (functional.qcfs, kernels.qcfs):
+            with pytest.raises(ValueError, match=name) as error:
+                function(torch.ones(2), **{"levels": 2, "scale": 1.0, **bad})
+            errors.append(str(error.value))
+        assert errors[0] == errors[1]
+    for scale in (0.0, -1.0, torch.inf, torch.nan):
+        if x.is_cuda:
+            assert kernels.qcfs(x, levels=2, scale=scale).isnan().all()
+        else:
+            with pytest.raises(ValueError, match="scale must be finite and > 0"):
+                kernels.qcfs(x, levels=2, scale=scale)
+
+
 @pytest.fixture
 def cpu() -> Iterator[None]:
     if INTERPRETED or not compiled.available():
@@ -259,23 +349,24 @@ def test_the_number_of_threads_does_not_show(cpu: None) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(lmht(kernels.lmht, x.sin(), inputs, levels=2, theta=1.0))
+            found = lmht(kernels.lmht, x.sin(), inputs, levels=2, theta=1.0)
+            results.append((*found, *qcfs(kernels.qcfs, x.sin(), (x, torch.tensor(0.7)), levels=4)))
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:
-        assert_equal(result, results[0])
+        assert all(map(torch.equal, result, results[0]))
 
 
 def test_a_compiler_that_fails_is_named(cpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    broken = tmp_path / "fire.cpp"
-    broken.write_text("int forward( { }")
-    monkeypatch.setattr(compiled, "SOURCE", broken)
+    (tmp_path / "vectors.h").touch()
+    (tmp_path / "fire.cpp").write_text("int forward( { }")
+    monkeypatch.setattr(compiled, "SOURCES", tmp_path)
     with pytest.raises(RuntimeError, match=r"fails on fire.cpp: .*error: .*LMHT_BACKEND=eager"):
         compiled.library.__wrapped__(2, torch.float32)
 
 
 def test_in_a_compiled_network(cpu: None) -> None:
-    network = nn.Sequential(LMHT(2, 2), nn.AvgPool1d(2), MHT(2, 2))
+    network = nn.Sequential(LMHT(2, 2), nn.AvgPool1d(2), MHT(2, 2), QCFS(4, 1.0))
     whole = torch.compile(network, fullgraph=True)
     for size in (8, 12):
         x = torch.randn(size, 3, 10, requires_grad=True)

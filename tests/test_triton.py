@@ -29,7 +29,7 @@ def test_in_the_interpreter() -> None:
 
 
 def ptx(function: str, steps: int, block: int, **flags: object) -> str:
-    """What Triton generates for an H100-class GPU, float32, aligned rows, learned Omega."""
+    """What Triton generates for an H100-class GPU, float32, aligned rows, learned Omega and scale."""
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
@@ -38,7 +38,16 @@ def ptx(function: str, steps: int, block: int, **flags: object) -> str:
     from lmht.kernels import gpu
 
     kernel = getattr(gpu, function)
-    constants = {"T": steps, "MIXED": True, "POTENTIALS": False, "WIDE": tl.float32, "BLOCK": block, **flags}
+    constants = {
+        "T": steps,
+        "MIXED": True,
+        "POTENTIALS": False,
+        "LEVELS": 4,
+        "WIDE": tl.float32,
+        "BLOCK": block,
+        **flags,
+    }
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     integers = ("size", "stride", "grad_stride", "blocks")
     signature = {
         name: "constexpr" if name in constants else "i32" if name in integers else "*fp32" for name in kernel.arg_names
@@ -58,7 +67,8 @@ def test_generated_code() -> None:
     forward = ptx("_forward", 2, 1024)
     backward = ptx("_backward", 2, 1024, CHAIN=False, PARAMETERS=True)
     chained = ptx("_backward", 2, 1024, CHAIN=True, PARAMETERS=True)
-    for code, rows in ((forward, 2), (backward, 4), (chained, 4)):
+    qcfs = ptx("_qcfs_forward", 1, 1024), ptx("_qcfs_backward", 1, 1024, PARAMETERS=True)
+    for code, rows in ((forward, 2), (backward, 4), (chained, 4), (qcfs[0], 1), (qcfs[1], 2)):
         assert "div.rn.f32" in code
         assert not re.search(r"\b(fma|mad)\.\w*\.?f32|div\.(approx|full)", code)
         assert len(re.findall(r"ld\.global\S*\.v4", code)) == 2 * rows  # 8 elements a thread and row

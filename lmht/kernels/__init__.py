@@ -1,6 +1,6 @@
-"""The fused LM-HT operator: one pass over memory forward and one backward, whatever T.
+"""The fused operators: LM-HT in one pass over memory forward and one backward, whatever T, and QCFS likewise.
 
-:func:`lmht` and :func:`mht` compute what their namesakes in :mod:`lmht.functional` do, on one of three backends:
+:func:`lmht`, :func:`mht` and :func:`qcfs` compute what their namesakes in :mod:`lmht.functional` do, on one of three backends:
 
 - ``eager``: :mod:`lmht.functional` itself, the naive reference;
 - ``compiled``: the fast CPU path, in C++ (:mod:`lmht.kernels.compiled`);
@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 from lmht import functional
-from lmht.kernels import compiled
-from lmht.kernels.operator import fire
+from lmht.kernels import compiled, operator
 
-__all__ = ["BACKENDS", "backend_for", "lmht", "mht", "use_backend"]
+__all__ = ["BACKENDS", "backend_for", "lmht", "mht", "qcfs", "use_backend"]
 
 BACKENDS = ("eager", "compiled", "triton")
 # A CPU kernel costs seconds once; below this many elements it would take thousands of calls to win them back.
@@ -90,7 +89,7 @@ def lmht(
     if backend == "eager":
         return functional.lmht(x, levels=levels, theta=theta, omega=omega, leak=leak, v0=v0)
     functional.check_arguments(x, levels=levels, theta=theta, v0=v0, omega=omega, leak=leak, values=False)
-    return fire(x, omega, _tensor(x, leak), _tensor(x, v0), levels, theta, False, backend)
+    return operator.fire(x, omega, _tensor(x, leak), _tensor(x, v0), levels, theta, False, backend)
 
 
 def mht(
@@ -114,7 +113,19 @@ def mht(
         return spikes * theta
     functional.check_arguments(current, levels=levels, theta=theta, v0=v0, leak=leak, values=False)
     leaks, start = _tensor(current, leak), _tensor(current, v0)
-    return fire(current, None, leaks, start, levels, theta, temporal_gradient, backend)
+    return operator.fire(current, None, leaks, start, levels, theta, temporal_gradient, backend)
+
+
+def qcfs(x: Tensor, *, levels: int, scale: float | Tensor) -> Tensor:
+    """:func:`lmht.functional.qcfs`, fused; same arguments, result, gradients and errors, except that NaN is passed on.
+
+    On a GPU the scale isn't looked at either: one that isn't finite and > 0 makes the whole output NaN.
+    """
+    backend = backend_for(x[None])  # one step
+    if backend == "eager":
+        return functional.qcfs(x, levels=levels, scale=scale)
+    functional.check_floating(x, values=False)
+    return operator.qcfs(x, functional.checked_scale(x, levels, scale, value=not x.is_cuda), levels, backend)
 
 
 @torch.compiler.assume_constant_result

@@ -1,4 +1,4 @@
-"""The fast CPU path: ``fire.cpp``, compiled for one T and one dtype when first needed, in about two seconds.
+"""The fast CPU path: ``fire.cpp`` and ``qcfs.cpp``, compiled for one T and one dtype when first needed, in about two seconds.
 
 Inductor's C++ tool chain compiles it: it finds the compiler and the OpenMP runtime that torch itself uses, tunes for this
 processor, and keeps the library in its cache on disk. The loops are written by hand: those that Inductor generates from the
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("fire.cpp")
+SOURCES = Path(__file__).parent
 STRICT = {
     "cpp.enable_floating_point_contract_flag": "off",
     "cpp.enable_unsafe_math_opt_flag": False,
@@ -30,9 +30,8 @@ def available() -> bool:
         return False
 
 
-@functools.cache
-def library(steps: int, dtype: torch.dtype) -> ctypes.CDLL:
-    """``fire.cpp`` for ``steps`` time-steps of ``dtype``.
+def build(name: str, dtype: torch.dtype, **constants: int) -> ctypes.CDLL:
+    """A source file for a dtype and its other compile-time constants.
 
     Raises:
         RuntimeError: the compiler fails.
@@ -41,19 +40,38 @@ def library(steps: int, dtype: torch.dtype) -> ctypes.CDLL:
     from torch._inductor.codecache import CppCodeCache
 
     wide = "double" if dtype == torch.float64 else "float"
-    defines = f"#define STEPS {steps}\n#define SCALAR {NAMES[dtype]}\n#define WIDE {wide}\n"
+    defines = {"SCALAR": NAMES[dtype], "WIDE": wide, **constants}
+    text = [f"#define {key} {value}\n" for key, value in defines.items()]
+    text += [(SOURCES / file).read_text() for file in ("vectors.h", name)]
     try:
         with config.patch(STRICT):
-            loaded = CppCodeCache.load(defines + SOURCE.read_text())
+            return CppCodeCache.load("".join(text))
     except RuntimeError as error:
         why = next((line for line in str(error).splitlines() if "error:" in line), str(error))
-        raise RuntimeError(
-            f"the C++ compiler fails on {SOURCE.name}: {why}; mend it, or set LMHT_BACKEND=eager"
-        ) from error
-    pointer, integer, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
-    neuron = [pointer, pointer, pointer, flag, pointer, ctypes.c_int]
-    loaded.forward.argtypes = [pointer, integer, integer, *neuron, pointer]
-    loaded.backward.argtypes = [pointer, integer, pointer, integer, integer, *neuron, flag, pointer, pointer, pointer]
+        raise RuntimeError(f"the C++ compiler fails on {name}: {why}; mend it, or set LMHT_BACKEND=eager") from error
+
+
+POINTER, INTEGER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
+
+
+@functools.cache
+def library(steps: int, dtype: torch.dtype) -> ctypes.CDLL:
+    """``fire.cpp`` for ``steps`` time-steps of ``dtype``."""
+    loaded = build("fire.cpp", dtype, STEPS=steps)
+    neuron = [POINTER, POINTER, POINTER, FLAG, POINTER, ctypes.c_int]
+    loaded.forward.argtypes = [POINTER, INTEGER, INTEGER, *neuron, POINTER]
+    loaded.backward.argtypes = [POINTER, INTEGER, POINTER, INTEGER, INTEGER, *neuron, FLAG, POINTER, POINTER, POINTER]
+    loaded.forward.restype = loaded.backward.restype = None
+    return loaded
+
+
+@functools.cache
+def qcfs_library(dtype: torch.dtype) -> ctypes.CDLL:
+    """``qcfs.cpp`` for ``dtype``."""
+    loaded = build("qcfs.cpp", dtype)
+    activation = [ctypes.c_double if dtype == torch.float64 else ctypes.c_float, POINTER, ctypes.c_int]
+    loaded.forward.argtypes = [POINTER, INTEGER, *activation, POINTER]
+    loaded.backward.argtypes = [POINTER, POINTER, INTEGER, *activation, POINTER, POINTER]
     loaded.forward.restype = loaded.backward.restype = None
     return loaded
 
@@ -101,3 +119,27 @@ def fire_backward(
         *((dleak.data_ptr(), domega.data_ptr()) if parameters else (None, None)),
     )
     return dx, domega, dleak
+
+
+def qcfs(x: Tensor, scale: Tensor, levels: int) -> Tensor:
+    """The activation of dense ``x [M]``; scale ``[]`` in the dtype that is computed in."""
+    out = torch.empty_like(x)
+    forward = qcfs_library(x.dtype).forward
+    forward(x.data_ptr(), x.numel(), levels, scale.data_ptr(), torch.get_num_threads(), out.data_ptr())
+    return out
+
+
+def qcfs_backward(grad: Tensor, x: Tensor, scale: Tensor, levels: int, *, parameters: bool) -> tuple[Tensor, Tensor]:
+    """``dx [M]`` and ``dscale []``, the latter unset without ``parameters``."""
+    dx, dscale = torch.empty_like(x), torch.empty_like(scale)
+    qcfs_library(x.dtype).backward(
+        grad.data_ptr(),
+        x.data_ptr(),
+        x.numel(),
+        levels,
+        scale.data_ptr(),
+        torch.get_num_threads(),
+        dx.data_ptr(),
+        dscale.data_ptr() if parameters else None,
+    )
+    return dx, dscale

@@ -1,34 +1,17 @@
 // The fused LM-HT operator on the CPU: one read and one write forward, two reads and one write backward, whatever T.
 //
-// compiled.py defines STEPS, SCALAR (the dtype of x, out and their gradients) and WIDE (computed in) above this text. A thread
-// takes a vector of neurons through all T steps at once. Products and sums stay separate (the compiler is told not to contract
-// them) and the division is IEEE's, so that a tie falls as in the reference. A row is one time-step of x [T, M], its elements
+// STEPS is T. A thread takes a vector of neurons through all T steps at once. A row is one time-step of x [T, M], its elements
 // adjacent.
 
-#include <ATen/cpu/vec/vec.h>
-
-#include <algorithm>
-#include <cstdint>
-#include <numeric>
-#include <type_traits>
-#include <vector>
-
-#define INLINE __attribute__((always_inline))  // this and unrolling over T keep rows in registers
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
 #else
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL _Pragma("GCC unroll 16")  // keeps rows in registers
 #endif
 
 namespace {
 
-constexpr int PARTS = sizeof(WIDE) / sizeof(SCALAR);
-using Narrow = at::vec::VectorizedN<SCALAR, 1>;
-using Wide = at::vec::VectorizedN<WIDE, PARTS>;  // as many neurons
-
-constexpr int T = STEPS, WIDTH = Narrow::size(), SUMS = T + T * T;
-constexpr int64_t CHUNK = 4096;             // neurons; their gradients for lambda and Omega are summed in WIDE, then in double
-constexpr int64_t WORTH_THREADS = 1 << 15;  // elements
+constexpr int T = STEPS, SUMS = T + T * T;
 
 // Each thread has a copy: what it writes could otherwise, for all the compiler knows, change the parameters.
 struct Neuron {
@@ -45,30 +28,6 @@ struct Neuron {
     if (mixed) std::copy_n(omega_from, T * T, omega[0]);
   }
 };
-
-// Calls f(first, n) for vectors of n neurons from start to end; n is a constant but for the last, shorter one.
-template <typename F>
-void vectors(int64_t start, int64_t end, F f) {
-  for (; start + WIDTH <= end; start += WIDTH) f(start, std::integral_constant<int, WIDTH>());
-  if (start < end) f(start, int(end - start));
-}
-
-template <typename Count>
-Wide load(const SCALAR* row, Count n) {  // zeros from n on
-  return at::vec::convert<WIDE, PARTS, SCALAR, 1>(n < WIDTH ? Narrow::loadu(row, n) : Narrow::loadu(row));
-}
-
-template <typename Count>
-void store(const Wide& value, SCALAR* row, Count n) {
-  const Narrow narrow = at::vec::convert<SCALAR, 1, WIDE, PARTS>(value);
-  n < WIDTH ? narrow.store(row, n) : narrow.store(row);
-}
-
-double total(const Wide& value) {
-  WIDE lanes[WIDTH];
-  value.store(lanes);
-  return std::accumulate(lanes, lanes + WIDTH, 0.0);
-}
 
 // before: v(t-1), after the soft reset; m: v(t-1) * lambda + I(t); out: s(t) * theta.
 template <typename Count>
@@ -90,13 +49,11 @@ INLINE inline void integrate_and_fire(const Neuron& neuron, int64_t first, Count
   }
 }
 
-int threads_for(int64_t size, int threads) { return size * T < WORTH_THREADS ? 1 : threads; }
-
 }  // namespace
 
 extern "C" void forward(const SCALAR* x, int64_t stride, int64_t size, const WIDE* omega, const WIDE* leak, const WIDE* v0,
                         bool potentials, const WIDE* constants, int threads, SCALAR* out) {
-#pragma omp parallel for num_threads(threads_for(size, threads)) schedule(static)
+#pragma omp parallel for num_threads(threads_for(size * T, threads)) schedule(static)
   for (int64_t start = 0; start < size; start += CHUNK) {
     const Neuron neuron(omega, leak, v0, potentials, constants);
     vectors(start, std::min(start + CHUNK, size), [&](int64_t first, auto n) INLINE {
@@ -115,7 +72,7 @@ extern "C" void backward(const SCALAR* grad, int64_t grad_stride, const SCALAR* 
                          SCALAR* dx, WIDE* dleak, WIDE* domega) {
   const int64_t chunks = (size + CHUNK - 1) / CHUNK;
   std::vector<double> partial(dleak ? chunks * SUMS : 0);
-#pragma omp parallel for num_threads(threads_for(size, threads)) schedule(static)
+#pragma omp parallel for num_threads(threads_for(size * T, threads)) schedule(static)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const Neuron neuron(omega, leak, v0, potentials, constants);
     const Wide low(neuron.low), high(neuron.high), one(1);

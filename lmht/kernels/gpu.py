@@ -196,10 +196,7 @@ def fire_backward(
     # T * T sums of a block live in registers, beside 2 T rows
     block = WARPS * 32 * (8 if sums <= 8 else 4 if sums <= 24 else 1)
     blocks = triton.cdiv(size, block)
-    programs = blocks
-    if parameters:
-        units = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
-        programs = min(blocks, PROGRAMS_PER_SM * units)
+    programs = _programs(x, blocks) if parameters else blocks
     partial = leak.new_empty(programs, sums)
     with torch.cuda.device_of(x):
         _backward[(programs,)](
@@ -228,3 +225,109 @@ def fire_backward(
         totals[steps:].reshape(-1, steps).clone(),
         totals[:steps].clone(),
     )  # an operator's outputs share no memory
+
+
+@triton.jit
+def _scale(scale):
+    vartheta = tl.load(scale)
+    return tl.where((vartheta > 0) & (vartheta < float("inf")), vartheta, float("nan"))
+
+
+@triton.jit
+def _level(x, scale, levels):
+    scaled = x * levels
+    quotient = scaled / scale if scaled.dtype == tl.float64 else tl.math.div_rn(scaled, scale)
+    return tl.floor(quotient + 0.5)
+
+
+@triton.jit
+def _value(level, scale, levels):
+    clipped = tl.maximum(level, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    clipped = tl.minimum(clipped, levels, propagate_nan=tl.PropagateNan.ALL)
+    height = scale / levels if scale.dtype == tl.float64 else tl.math.div_rn(scale, levels)
+    return height * clipped
+
+
+@triton.jit
+def _qcfs_forward(x, out, scale, size, LEVELS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < size
+    vartheta, levels = _scale(scale), tl.full((), LEVELS, WIDE)
+    row = tl.load(x + offsets, mask=mask, other=0.0).to(WIDE)
+    emitted = _value(_level(row, vartheta, levels), vartheta, levels)
+    tl.store(out + offsets, emitted.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _qcfs_backward(
+    grad,
+    x,
+    dx,
+    partial,
+    scale,
+    size,
+    blocks,
+    LEVELS: tl.constexpr,
+    PARAMETERS: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    vartheta, levels = _scale(scale), tl.full((), LEVELS, WIDE)
+    total = tl.zeros((BLOCK,), WIDE)
+    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
+        offsets = (block + tl.zeros((), tl.int64)) * BLOCK + tl.arange(0, BLOCK)
+        mask = offsets < size
+        row = tl.load(x + offsets, mask=mask, other=0.0).to(WIDE)
+        g = tl.load(grad + offsets, mask=mask, other=0.0).to(WIDE)
+        level = _level(row, vartheta, levels)
+        masked = g * ((level >= 0) & (level <= levels)).to(WIDE)
+        tl.store(dx + offsets, masked.to(dx.dtype.element_ty), mask=mask)
+        if PARAMETERS:
+            total += g * _value(level, vartheta, levels) - masked * row
+    if PARAMETERS:
+        tl.store(partial + tl.program_id(0), tl.sum(total))
+
+
+def _programs(x: Tensor, blocks: int) -> int:
+    """Programs that share the blocks where each leaves partial sums: a fixed number on one device."""
+    units = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+    return min(blocks, PROGRAMS_PER_SM * units)
+
+
+def qcfs(x: Tensor, scale: Tensor, levels: int) -> Tensor:
+    """The activation of dense ``x [M]``; scale ``[]`` in the dtype that is computed in."""
+    out = torch.empty_like(x)
+    wide = tl.float64 if x.dtype == torch.float64 else tl.float32
+    block = WARPS * 32 * 8
+    with torch.cuda.device_of(x):
+        _qcfs_forward[(triton.cdiv(len(x), block),)](
+            x, out, scale, len(x), LEVELS=levels, WIDE=wide, BLOCK=block, num_warps=WARPS, enable_fp_fusion=False
+        )
+    return out
+
+
+def qcfs_backward(grad: Tensor, x: Tensor, scale: Tensor, levels: int, *, parameters: bool) -> tuple[Tensor, Tensor]:
+    """``dx [M]`` and ``dscale []``, the latter unset without ``parameters``."""
+    dx = torch.empty_like(x)
+    wide = tl.float64 if x.dtype == torch.float64 else tl.float32
+    block = WARPS * 32 * 8
+    blocks = triton.cdiv(len(x), block)
+    programs = _programs(x, blocks) if parameters else blocks
+    partial = scale.new_empty(programs if parameters else 0)
+    with torch.cuda.device_of(x):
+        _qcfs_backward[(programs,)](
+            grad,
+            x,
+            dx,
+            partial,
+            scale,
+            len(x),
+            blocks,
+            LEVELS=levels,
+            PARAMETERS=parameters,
+            WIDE=wide,
+            BLOCK=block,
+            num_warps=WARPS,
+            enable_fp_fusion=False,
+        )
+    return dx, partial.sum() / scale

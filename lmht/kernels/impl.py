@@ -13,10 +13,7 @@ from lmht import functional, kernels
 
 @dataclass(frozen=True)
 class Fused:
-    """One backend on its device, whatever size and device of the input; more steps than it takes run on ``eager``, as everywhere.
-
-    The activation of the quantised ANN is no part of the operator.
-    """
+    """One backend on its device, whatever size and device of the input; more steps than it takes run on ``eager``, as everywhere."""
 
     backend: str
     device: str
@@ -66,7 +63,10 @@ class Fused:
         with kernels.use_backend(self._backend(x)):
             return kernels.lmht(x, levels=levels, theta=theta, omega=omega, leak=leak, v0=v0).to(origin)
 
-    qcfs = staticmethod(functional.qcfs)
+    def qcfs(self, x: Tensor, *, levels: int, scale: float | Tensor) -> Tensor:
+        (x, scale), origin = self._here(x, scale), x.device
+        with kernels.use_backend(self.backend):
+            return kernels.qcfs(x, levels=levels, scale=scale).to(origin)
 
 
 compiled = Fused("compiled", "cpu")

@@ -1,8 +1,10 @@
-"""The operator ``lmht::fire``: registration, and what its backends share (memory layout, constants).
+"""The operators ``lmht::fire`` and ``lmht::qcfs``: registration, and what their backends share (memory layout, constants).
 
     fire(x [T, ...], omega [T, T] or None, leak [] or [T], v0 [] or of one step, levels, theta, chain, backend) -> s(t) * theta
+    qcfs(x [...], scale (one number), levels, backend) -> a
 
-Backends see ``x`` as ``[T, M]`` with dense rows. Only the inputs are saved for the backward pass, which recomputes the potentials.
+Backends see ``x`` as ``[T, M]`` with dense rows, that of ``qcfs`` as one row. Only the inputs are saved for the backward pass, which
+recomputes the potentials, or levels.
 """
 
 import functools
@@ -142,3 +144,63 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 fire.register_autograd(_backward, setup_context=_setup)
+
+
+def _row(x: Tensor) -> Tensor:
+    """``x`` as ``[M]``: a view where it is dense in any order of its axes."""
+    return rows(x[None], strides(x[None]))[0]
+
+
+@torch.library.custom_op("lmht::qcfs", mutates_args=())
+def qcfs(x: Tensor, scale: Tensor, levels: int, backend: str) -> Tensor:
+    if not x.numel():
+        return _alike(x)
+    out = backend_module(backend).qcfs(_row(x), _number(scale, x), levels)
+    return out.as_strided(x.shape, strides(x[None])[1:])
+
+
+@torch.library.custom_op("lmht::qcfs_backward", mutates_args=())
+def qcfs_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, levels: int, backend: str, parameters: bool
+) -> tuple[Tensor, Tensor]:
+    """dx, dscale; the latter empty without ``parameters`` (nobody asks for it)."""
+    if not x.numel():
+        return _alike(x), torch.zeros_like(scale) if parameters else x.new_empty(0)
+    layout = strides(x[None])
+    grad = rows(grad.to(x.dtype)[None], layout)[0]
+    dx, dscale = backend_module(backend).qcfs_backward(grad, _row(x), _number(scale, x), levels, parameters=parameters)
+    dx = dx.as_strided(x.shape, layout[1:])
+    return dx, dscale.to(scale.dtype).reshape(scale.shape) if parameters else x.new_empty(0)
+
+
+def _number(scale: Tensor, x: Tensor) -> Tensor:
+    return scale.detach().to(compute_dtype(x)).reshape(())
+
+
+def _alike(x: Tensor) -> Tensor:
+    return x.new_empty_strided(x.shape, strides(x[None])[1:])
+
+
+@qcfs.register_fake
+def _(x: Tensor, scale: Tensor, levels: int, backend: str) -> Tensor:
+    return _alike(x)
+
+
+@qcfs_backward.register_fake
+def _(grad: Tensor, x: Tensor, scale: Tensor, levels: int, backend: str, parameters: bool) -> tuple[Tensor, Tensor]:
+    return _alike(x), torch.empty_like(scale) if parameters else x.new_empty(0)
+
+
+def _setup_qcfs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.constants = inputs[2:]
+
+
+def _backward_qcfs(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, scale = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    gradients = qcfs_backward(grad, x, scale, *ctx.constants, wanted[1])
+    return *(g if want else None for g, want in zip(gradients, wanted, strict=False)), None, None
+
+
+qcfs.register_autograd(_backward_qcfs, setup_context=_setup_qcfs)
