@@ -8,6 +8,7 @@ equations leave the T + T^2 sums for lambda and Omega out of the fusion from T =
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ POINTER, INTEGER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
 def library(steps: int, dtype: torch.dtype) -> ctypes.CDLL:
     """``fire.cpp`` for ``steps`` time-steps of ``dtype``."""
     loaded = build("fire.cpp", dtype, STEPS=steps)
-    neuron = [POINTER, POINTER, POINTER, FLAG, POINTER, ctypes.c_int]
+    neuron: list[Any] = [POINTER, POINTER, POINTER, FLAG, POINTER, ctypes.c_int]
     loaded.forward.argtypes = [POINTER, INTEGER, INTEGER, *neuron, POINTER]
     loaded.backward.argtypes = [POINTER, INTEGER, POINTER, INTEGER, INTEGER, *neuron, FLAG, POINTER, POINTER, POINTER]
     loaded.forward.restype = loaded.backward.restype = None
@@ -69,7 +70,8 @@ def library(steps: int, dtype: torch.dtype) -> ctypes.CDLL:
 def qcfs_library(dtype: torch.dtype) -> ctypes.CDLL:
     """``qcfs.cpp`` for ``dtype``."""
     loaded = build("qcfs.cpp", dtype)
-    activation = [ctypes.c_double if dtype == torch.float64 else ctypes.c_float, POINTER, ctypes.c_int]
+    wide = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
+    activation: list[Any] = [wide, POINTER, ctypes.c_int]
     loaded.forward.argtypes = [POINTER, INTEGER, *activation, POINTER]
     loaded.backward.argtypes = [POINTER, POINTER, INTEGER, *activation, POINTER, POINTER]
     loaded.forward.restype = loaded.backward.restype = None

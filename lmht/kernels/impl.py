@@ -13,7 +13,7 @@ from lmht import functional, kernels
 
 @dataclass(frozen=True)
 class Fused:
-    """One backend on its device, whatever size and device of the input; more steps than it takes run on ``eager``, as everywhere."""
+    """One backend on its device, whatever size and device of the input; more steps than it takes run on ``eager``."""
 
     backend: str
     device: str

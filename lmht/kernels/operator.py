@@ -3,8 +3,8 @@
     fire(x [T, ...], omega [T, T] or None, leak [] or [T], v0 [] or of one step, levels, theta, chain, backend) -> s(t) * theta
     qcfs(x [...], scale (one number), levels, backend) -> a
 
-Backends see ``x`` as ``[T, M]`` with dense rows, that of ``qcfs`` as one row. Only the inputs are saved for the backward pass, which
-recomputes the potentials, or levels.
+Backends see ``x`` as ``[T, M]`` with dense rows, that of ``qcfs`` as one row. Only the inputs are saved for the backward pass,
+which recomputes the potentials, or levels.
 """
 
 import functools
