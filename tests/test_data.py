@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import pickle
 import struct
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from benchmarks.data import NAMES, DataError, events, images, load, loaders, small
-from benchmarks.data.base import Batches, InMemory, Part, digest, split
-from benchmarks.data.transforms import STATISTICS, Cutout, batch_transform, recipe, roll
+from benchmarks.data.base import Batches, InMemory, Part, crop_and_flip, digest, split
+from benchmarks.data.transforms import STATISTICS, AutoAugmentEach, CifarEach, Cutout, batch_transform, roll
 
 
 def batches(loader: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -409,21 +411,20 @@ def test_cifar_from_its_batches(cifar: Callable[[str], Path], name: str, n_train
     assert (data.classes, data.in_channels, data.size) == (10 if name == "cifar10" else 100, 3, 32)
     kind = CIFAR10 if name == "cifar10" else CIFAR100
     mean, std = (torch.tensor(x)[:, None, None] for x in STATISTICS[name])
-    ours = {tuple(image.flatten().tolist()): label for image, label in data.test}
+    ours, labels = torch.stack([image for image, _ in data.test]), labels_of(data.test)
     assert len(ours) == len(kind(root, train=False))
     for picture, label in kind(root, train=False):
         expected = (torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 - mean) / std
-        nearest = min(ours, key=lambda image: (torch.tensor(image) - expected.flatten()).abs().max())
-        torch.testing.assert_close(torch.tensor(nearest), expected.flatten(), rtol=0, atol=1e-5)
-        assert ours[nearest] == label
-    labels = [label for _, label in data.test]
+        nearest = int((ours - expected).abs().flatten(1).amax(1).argmin())
+        torch.testing.assert_close(ours[nearest], expected, rtol=0, atol=1e-5)
+        assert labels[nearest] == label
     assert labels == sorted(labels)
     other = load(name, root=root, augment=False, validation=0.5, seed=1)
     assert data.digest == load(name, root=root, validation=0.5).digest != other.digest
 
 
-def test_workers_change_nothing(cifar: Callable[[str], Path]) -> None:
-    data = load("cifar10", root=cifar("cifar10"))
+def test_workers_change_nothing(tiny_imagenet: Path) -> None:
+    data = load("imagenet200", root=tiny_imagenet)
     alone = loaders(data, 16, seed=5)
     helped = loaders(data, 16, seed=5, workers=2)
     first = batches(alone[0])
@@ -611,12 +612,73 @@ def test_roll_wraps_around() -> None:
 @pytest.mark.parametrize(("name", "side"), [("cifar10", 16), ("cifar100", 12)])
 def test_the_cifar_recipe_cuts_out_the_paper_s_square(name: str, side: int) -> None:
     torch.manual_seed(0)
-    transform, most = recipe(name, True), 0
-    for _ in range(40):
-        out = transform(np.full((32, 32, 3), 128, np.uint8))
-        assert (out.shape, out.dtype) == ((3, 32, 32), torch.float32)
-        most = max(most, int((out == 0).all(0).sum()))
-    assert most == side**2
+    out = CifarEach(name, True)(torch.full((200, 3, 32, 32), 128, dtype=torch.uint8))
+    assert (out.shape, out.dtype) == ((200, 3, 32, 32), torch.float32)
+    assert int((out == 0).all(1).sum((1, 2)).max()) == side**2
+
+
+def test_each_image_draws_its_own_crop_flip_and_square() -> None:
+    torch.manual_seed(0)
+    image = torch.arange(3 * 32 * 32).reshape(1, 3, 32, 32)
+    crops = crop_and_flip(image.expand(4000, -1, -1, -1), 4).flatten(1)
+    assert len(crops.unique(dim=0)) == 9 * 9 * 2  # every place, mirrored or not
+    holes = Cutout(12, each=True)(torch.ones(4000, 1, 32, 32)) == 0
+    assert len(holes.flatten(1).unique(dim=0)) > 0.9 * 32 * 32
+
+
+@pytest.mark.parametrize("policy", range(25))
+@pytest.mark.parametrize("sign", [0.25, 0.75])
+def test_autoaugment_of_many_images_is_torchvision_s_of_each(
+    monkeypatch: pytest.MonkeyPatch, policy: int, sign: float
+) -> None:
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(policy))
+    each, theirs = AutoAugmentEach(v2.AutoAugmentPolicy.CIFAR10), v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+    signed = [each._AUGMENTATION_SPACE[operation][1] for operation, _, _ in each._policies[policy]]
+    with monkeypatch.context() as patch:
+        whole = iter([torch.zeros(2, 4), torch.full((2, 4), sign)])
+        patch.setattr(torch, "randint", lambda high, shape: torch.full(shape, policy))
+        patch.setattr(torch, "rand", lambda *_: next(whole))
+        ours = each(images)
+    expected = []
+    for image in images:
+        with monkeypatch.context() as patch:
+            draws = iter([x for has_sign in signed for x in ([0.0, sign] if has_sign else [0.0])])
+            patch.setattr(torch, "randint", lambda *_: torch.tensor(policy))
+            patch.setattr(torch, "rand", lambda *_, draws=draws: torch.tensor(next(draws)))
+            expected.append(theirs(image))
+    assert torch.equal(ours, torch.stack(expected))
+
+
+def test_autoaugment_of_many_images_draws_as_torchvision_does() -> None:
+    """What becomes of one image, 40 000 times at once and 4 000 times one by one: the same outcomes, equally often."""
+    torch.manual_seed(0)
+    image = torch.randint(256, (3, 8, 8), dtype=torch.uint8)
+    many = AutoAugmentEach(v2.AutoAugmentPolicy.CIFAR10)(image.expand(40_000, -1, -1, -1))
+    alone = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+    one_by_one = torch.stack([alone(image) for _ in range(4_000)])
+    ours, theirs = (Counter(out.numpy().tobytes() for out in outs) for outs in (many, one_by_one))
+    common = {outcome for outcome, count in ours.items() if count >= 200}  # of these, 20 are expected one by one
+    observed = [theirs[outcome] for outcome in common] + [sum(theirs[o] for o in theirs.keys() - common)]
+    expected = [ours[outcome] / 10 for outcome in common] + [sum(ours[o] for o in ours.keys() - common) / 10]
+    chi2 = sum((o - e) ** 2 / e for o, e in zip(observed, expected, strict=True))
+    assert len(common) > 30
+    assert chi2 < len(common) + 4 * (2 * len(common)) ** 0.5  # four standard deviations above its mean
+
+
+def test_batches_that_are_augmented_together_are_told_one_by_one(cifar: Callable[[str], Path]) -> None:
+    data = load("cifar100", root=cifar("cifar100"))
+    assert isinstance(data.train, InMemory)
+    data.train.together = 64
+    train = loaders(data, 16, seed=5)[0]
+    first = batches(train)
+    n = len(data.train)
+    assert [len(y) for _, y in first] == [16] * (n // 16) + [n % 16] * (n % 16 > 0)
+    assert len(first) == len(train)
+    assert sorted(y for _, batch in first for y in batch.tolist()) == sorted(labels_of(data.train))
+    for begin in (0, 1, 4, 6):  # within a chunk of four, and between two
+        train.sampler.set_epoch(0, begin)
+        assert equal(batches(train), first[begin:])
+    assert not equal(batches(train), first)
 
 
 def test_soft_labels_are_mixed_and_smoothed() -> None:

@@ -1,6 +1,7 @@
 """What every data set has in common: the record, the split, the digest, the seeded loaders, the two errors."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 Batch = tuple[Tensor, Tensor]
@@ -97,19 +99,29 @@ def digest(*parts: np.ndarray | str | bytes) -> str:
 
 
 class Batches(Sampler[tuple[int, Tensor]]):
-    """Keys (seed of the batch, indices) of an epoch's batches: a function of (seed, epoch) alone, not of workers or time.
+    """Keys (seed, indices) of an epoch's chunks of `together` batches: a function of (seed, epoch) alone, not of workers or time.
 
-    With `shuffle`, each pass over the sampler is the next epoch, and `set_epoch(k, b)` goes to batch b of epoch k. Of `world`
-    processes, `rank` takes every world-th index; a shuffled epoch is cut so that all take equally many.
+    With `shuffle`, each pass over the sampler is the next epoch, and `set_epoch(k, b)` goes to the chunk of batch b of epoch k. Of
+    `world` processes, `rank` takes every world-th index; a shuffled epoch is cut so that all take equally many.
     """
 
-    def __init__(self, n: int, batch_size: int, *, seed: int, shuffle: bool, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        world: int = 1,
+        together: int = 1,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is at least 1, got {batch_size}")
         if not 0 <= rank < world:
             raise ValueError(f"rank is in 0..world-1, got rank {rank} of world {world}")
         self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
-        self.rank, self.world, self.epoch, self.first = rank, world, 0, 0
+        self.rank, self.world, self.together, self.epoch, self.first = rank, world, together, 0, 0
 
     def set_epoch(self, epoch: int, batch: int = 0) -> None:
         self.epoch, self.first = epoch, batch
@@ -117,8 +129,12 @@ class Batches(Sampler[tuple[int, Tensor]]):
     def _indices(self) -> int:
         return self.n // self.world if self.shuffle else len(range(self.rank, self.n, self.world))
 
-    def __len__(self) -> int:
+    @property
+    def batches(self) -> int:
         return -(-self._indices() // self.batch_size)
+
+    def __len__(self) -> int:
+        return -(-self.batches // self.together)
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         # SeedSequence mixes its entries, so that (seed, epoch) and (seed + 1, epoch - 1) have nothing in common
@@ -130,16 +146,16 @@ class Batches(Sampler[tuple[int, Tensor]]):
             order = torch.randperm(self.n, generator=torch.Generator().manual_seed(seeds[0]))
         mine = order[self.rank :: self.world][: self._indices()]
         first, self.first = self.first, 0
-        for number, indices in enumerate(mine.split(self.batch_size) if len(mine) else ()):
-            if number < first:
+        for number, indices in enumerate(mine.split(self.together * self.batch_size) if len(mine) else ()):
+            if number < first // self.together:
                 continue
             yield seeds[1 + number * self.world + self.rank], indices
 
 
 class Collated(Dataset[Batch]):
-    """The data set indexed by a key of `Batches`: fetch, collate and transform a batch under the batch's own seed.
+    """The data set indexed by a key of `Batches`: fetch, collate and transform a chunk under the chunk's own seed.
 
-    A data set in memory is asked for the batch at once, any other item by item.
+    A data set in memory is asked for the chunk at once, any other item by item.
     """
 
     def __init__(self, data: Part, frames: bool, transform: Callable[[Tensor, Tensor], Batch] | None) -> None:
@@ -159,30 +175,23 @@ class Collated(Dataset[Batch]):
 
 
 class InMemory(Part):
-    """Images [N, C, H, W] of any dtype and labels [N] in memory; whole batches are augmented and normalised at once.
+    """Images [N, C, H, W] of any dtype and labels [N] in memory; many are augmented and normalised at once.
 
     Args:
-        augment: of a raw batch; it draws from torch's global generator, which the loader seeds.
+        transform: of raw images [n, C, H, W]; it draws from torch's global generator, which the loader seeds.
+        together: images that go through it at once, at most, and at least one batch.
     """
 
     labels: Tensor
 
     def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        mean: float,
-        std: float,
-        augment: Callable[[Tensor], Tensor] | None = None,
+        self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor], together: int = 0
     ) -> None:
-        self.images, self.labels, self.mean, self.std, self.augment = images, labels, mean, std, augment
+        self.images, self.labels, self.transform, self.together = images, labels, transform, together
 
     def batch(self, indices: Tensor) -> Batch:
         indices = indices.to(self.labels.device)
-        images = self.images[indices]
-        if self.augment:
-            images = self.augment(images)
-        return (images.float() - self.mean) / self.std, self.labels[indices]
+        return self.transform(self.images[indices]), self.labels[indices]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if not -len(self) <= index < len(self):
@@ -191,7 +200,27 @@ class InMemory(Part):
         return images[0], int(labels[0])
 
     def to(self, device: torch.device) -> "InMemory":
-        return InMemory(self.images.to(device), self.labels.to(device), self.mean, self.std, self.augment)
+        return InMemory(self.images.to(device), self.labels.to(device), self.transform, self.together)
+
+
+class Loader:
+    """The batches of one part, each pass the next epoch; `sampler.set_epoch(k, b)` goes to batch b of epoch k (from 0)."""
+
+    def __init__(self, chunks: DataLoader[Batch], sampler: Batches) -> None:
+        self.chunks, self.sampler = chunks, sampler
+
+    def __len__(self) -> int:
+        return self.sampler.batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        done = self.sampler.first % self.sampler.together
+        for images, labels in self.chunks:
+            if self.sampler.together == 1:
+                yield images, labels
+                continue
+            batches = zip(images.split(self.sampler.batch_size), labels.split(self.sampler.batch_size), strict=True)
+            yield from itertools.islice(batches, done, None)
+            done = 0
 
 
 def loaders(
@@ -203,30 +232,47 @@ def loaders(
     device: torch.device | str = "cpu",
     rank: int = 0,
     world: int = 1,
-) -> tuple[DataLoader[Batch], DataLoader[Batch], DataLoader[Batch]]:
+) -> tuple[Loader, Loader, Loader]:
     """Iterables over (images, labels) of train (shuffled, augmented), validation and test (in order).
 
     Images are [N, C, H, W], frames [T, N, C, H, W], labels int64 [N], or [N, classes] after a batch transform. The
-    batches are a function of `seed` and the epoch alone: the same for any number of workers and on any device. Each
-    pass over the training loader is the next epoch; `train.sampler.set_epoch(k, b)` goes to batch b of epoch k (from 0).
+    batches are a function of `seed` and the epoch alone: the same for any number of workers and on any device.
 
     Data sets in memory are kept on `device` and use no workers; others come from pinned host memory if `device` is a GPU.
     Of `world` processes this one, `rank`, gets its part, in batches of `batch_size` each.
     """
     device = torch.device(device)
 
-    def loader(part: Part, train: bool) -> DataLoader[Batch]:
-        in_memory = isinstance(part, InMemory)
+    def loader(part: Part, train: bool) -> Loader:
+        in_memory, together = isinstance(part, InMemory), 1
         if isinstance(part, InMemory):
             part = part.to(device)
-        return DataLoader(
+            together = max(1, part.together // max(1, batch_size))
+        sampler = Batches(len(part), batch_size, seed=seed, shuffle=train, rank=rank, world=world, together=together)
+        chunks = DataLoader(
             Collated(part, data.frames, data.batch_transform if train else None),
-            sampler=Batches(len(part), batch_size, seed=seed, shuffle=train, rank=rank, world=world),
+            sampler=sampler,
             batch_size=None,
             num_workers=0 if in_memory else workers,
             pin_memory=device.type == "cuda" and not in_memory,
             persistent_workers=workers > 0 and not in_memory,
             generator=torch.Generator(),  # for the workers' base seed, else drawn from the global one
         )
+        return Loader(chunks, sampler)
 
     return loader(data.train, True), loader(data.val, False), loader(data.test, False)
+
+
+def crop_and_flip(images: Tensor, pad: int) -> Tensor:
+    """Every image of a batch [N, C, H, W] cropped at its own place out of its zero-padded self, half of them mirrored.
+
+    One gather for the batch: what RandomCrop(H, padding=pad) and RandomHorizontalFlip do image by image.
+    """
+    n, _, height, width = images.shape
+    # drawn on the CPU, so that a seed gives the same images on every device
+    top, left, flip = torch.randint(2 * pad + 1, (n, 1)), torch.randint(2 * pad + 1, (n, 1)), torch.rand(n, 1) < 0.5
+    rows, columns = top + torch.arange(height), left + torch.arange(width)
+    rows, columns = rows.to(images.device), torch.where(flip, columns.flip(1), columns).to(images.device)
+    padded = F.pad(images, (pad, pad, pad, pad))
+    each = torch.arange(n, device=images.device)[:, None, None]
+    return padded.movedim(1, -1)[each, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)

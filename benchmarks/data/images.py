@@ -1,4 +1,4 @@
-"""CIFAR-10 and -100, and the ImageNets: read from their official layouts, augmented image by image in the workers."""
+"""CIFAR-10 and -100, in memory, and the ImageNets, image by image in the workers: read from their official layouts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader, make_dataset
 from torchvision.datasets.utils import check_integrity
 
-from .base import Data, DataError, Part, digest, downloading, split
-from .transforms import batch_transform, recipe
+from .base import Data, DataError, InMemory, Part, digest, downloading, split
+from .transforms import CifarEach, batch_transform, recipe
 
 
 class Items(Part):
@@ -32,6 +33,7 @@ class Items(Part):
         return self.transform(self.read(self.keys[index])), int(self.labels[index])
 
 
+TOGETHER = 2048  # CIFAR images that are augmented at once: enough that each operation of a policy gets a hundred
 PER_CLASS = {"cifar10": (5000, 1000), "cifar100": (500, 100)}  # images of a class that train, and that test
 JUNK = (
     "@eaDir",
@@ -59,12 +61,16 @@ def cifar(name: str, root: Path, augment: bool, validation: float, seed: int, do
         raise DataError.missing(name, f"{folder} (torchvision's files) or {images} (train|test/CLASS/*.png)", where)
     (pixels, labels), (test_pixels, test_labels) = (_in_order(*part) for part in parts)
     train, val = split(labels, validation, seed)
-    plain, augmented = recipe(name, False), recipe(name, augment)
+
+    def part(pixels: np.ndarray, labels: np.ndarray, augment: bool = False) -> InMemory:
+        images, classes = torch.from_numpy(pixels).movedim(-1, 1).contiguous(), torch.from_numpy(labels)
+        return InMemory(images, classes, CifarEach(name, augment), TOGETHER)
+
     return Data(
         name=name,
-        train=Items(_array, pixels[train], labels[train], augmented),
-        val=Items(_array, pixels[val], labels[val], plain),
-        test=Items(_array, test_pixels, test_labels, plain),
+        train=part(pixels[train], labels[train], augment),
+        val=part(pixels[val], labels[val]),
+        test=part(test_pixels, test_labels),
         classes=10 if name == "cifar10" else 100,
         in_channels=3,
         size=32,
@@ -119,11 +125,6 @@ def _in_order(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nd
     keys = [(label, sha1(image.tobytes()).digest()) for image, label in zip(pixels, labels.tolist(), strict=True)]
     order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
     return np.ascontiguousarray(pixels[order]), labels[order]
-
-
-def _array(pixels: np.ndarray) -> np.ndarray:
-    """[H, W, C] bytes, which the recipe's ToImage takes as they are."""
-    return pixels
 
 
 @dataclass(frozen=True)

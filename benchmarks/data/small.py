@@ -2,14 +2,14 @@
 
 import hashlib
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .base import Data, DataError, InMemory, digest, downloading, split
+from .base import Data, DataError, InMemory, crop_and_flip, digest, downloading, split
 
 DIGITS_MEAN, DIGITS_STD = 0.3058, 0.3766  # of the training and validation pixels / 16
 FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of the 60 000 training images / 255
@@ -36,7 +36,7 @@ def digits(validation: float, seed: int) -> Data:
 
     def part(indices: np.ndarray) -> InMemory:
         pixels, classes = torch.from_numpy(images[indices]), torch.from_numpy(labels[indices])
-        return InMemory(pixels, classes, 16 * DIGITS_MEAN, 16 * DIGITS_STD)
+        return InMemory(pixels, classes, Grey(16 * DIGITS_MEAN, 16 * DIGITS_STD))
 
     return Data(
         name="digits",
@@ -52,19 +52,18 @@ def digits(validation: float, seed: int) -> Data:
     )
 
 
-def crop_and_flip(images: Tensor, pad: int = 2) -> Tensor:
-    """Every image of a batch [N, C, H, W] cropped at its own place out of its zero-padded self, half of them mirrored.
+@dataclass(frozen=True)
+class Grey:
+    """Bytes [n, 1, H, W] as normalised floats, cropped and flipped before if `pad` is given; mean and deviation in bytes."""
 
-    One gather for the batch: what RandomCrop(H, padding=pad) and RandomHorizontalFlip do image by image.
-    """
-    n, _, height, width = images.shape
-    # drawn on the CPU, so that a seed gives the same images on every device
-    top, left, flip = torch.randint(2 * pad + 1, (n, 1)), torch.randint(2 * pad + 1, (n, 1)), torch.rand(n, 1) < 0.5
-    rows, columns = top + torch.arange(height), left + torch.arange(width)
-    rows, columns = rows.to(images.device), torch.where(flip, columns.flip(1), columns).to(images.device)
-    padded = F.pad(images, (pad, pad, pad, pad))
-    each = torch.arange(n, device=images.device)[:, None, None]
-    return padded.movedim(1, -1)[each, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+    mean: float
+    deviation: float
+    pad: int = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.pad:
+            images = crop_and_flip(images, self.pad)
+        return (images.float() - self.mean) / self.deviation
 
 
 def fashion_mnist(root: Path, augment: bool, validation: float, seed: int, download: bool) -> Data:
@@ -86,7 +85,7 @@ def fashion_mnist(root: Path, augment: bool, validation: float, seed: int, downl
 
     def part(images: np.ndarray, labels: np.ndarray, augmented: bool = False) -> InMemory:
         pixels, classes = torch.from_numpy(images[:, None]), torch.from_numpy(labels.astype(np.int64))
-        return InMemory(pixels, classes, 255 * FASHION_MEAN, 255 * FASHION_STD, crop_and_flip if augmented else None)
+        return InMemory(pixels, classes, Grey(255 * FASHION_MEAN, 255 * FASHION_STD, pad=2 * augmented))
 
     return Data(
         name="fashion-mnist",

@@ -1,10 +1,14 @@
-"""Recipes of the paper as torchvision transforms of one image and of one batch; constants are of pixels in [0, 1]."""
+"""Recipes of the paper as torchvision transforms of one image, of many at once, of one batch; constants are of pixels in [0, 1]."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from .base import crop_and_flip
 
 STATISTICS = {  # mean and standard deviation per channel
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -18,23 +22,63 @@ STATISTICS["imagenet100"] = STATISTICS["imagenet1k"]
 class Cutout(nn.Module):
     """Zero a square of the last two axes, centred anywhere in the image and clipped by its border (DeVries 2017).
 
-    The side is drawn from `sides`, a number or an inclusive range. After normalisation zero is the mean colour.
-    (RandomErasing always erases a whole rectangle inside the image.)
+    Images are [..., H, W], or with `each` [n, C, H, W], a square each. The side is drawn from `sides`, a number or an inclusive
+    range. After normalisation zero is the mean colour. (RandomErasing always erases a whole rectangle inside the image.)
     """
 
-    def __init__(self, sides: int | tuple[int, int]) -> None:
+    def __init__(self, sides: int | tuple[int, int], each: bool = False) -> None:
         super().__init__()
         self.low, self.high = (sides, sides) if isinstance(sides, int) else sides
+        self.each = each
 
-    def forward(self, image: Tensor) -> Tensor:
-        side = int(torch.randint(self.low, self.high + 1, ()))
-        spans = []
-        for size in image.shape[-2:]:
-            start = int(torch.randint(size, ())) - side // 2
-            spans.append(slice(max(start, 0), max(start + side, 0)))
-        image = image.clone()
-        image[..., spans[0], spans[1]] = 0
-        return image
+    def forward(self, images: Tensor) -> Tensor:
+        shape = (len(images), 1, 1, 1) if self.each else (1,)
+        height, width = images.shape[-2:]
+        side = torch.randint(self.low, self.high + 1, shape)
+        top, left = torch.randint(height, shape) - side // 2, torch.randint(width, shape) - side // 2
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)
+        inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
+        return images.masked_fill(inside.to(images.device), 0)
+
+
+class AutoAugmentEach(v2.AutoAugment):
+    """AutoAugment of images [n, C, H, W] of bytes, each with a policy of its own; torchvision's gives one policy to all of them.
+
+    The images that draw the same operation go through it together; magnitudes are one of a policy's fixed values each.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.clone()
+        policies = torch.randint(len(self._policies), (len(images),))
+        chances, signs = torch.rand(2, len(images)), torch.rand(2, len(images))
+        for number, policy in enumerate(self._policies):
+            for (operation, probability, index), chance, sign in zip(policy, chances, signs, strict=True):
+                values, signed = self._AUGMENTATION_SPACE[operation]
+                magnitudes = values(10, *images.shape[-2:])
+                magnitude = 0.0 if magnitudes is None else float(magnitudes[index])
+                takes, negative = (policies == number) & (chance <= probability), signed & (sign <= 0.5)
+                for some, value in ((takes & ~negative, magnitude), (takes & negative, -magnitude)):
+                    if len(rows := some.nonzero().squeeze(1).to(images.device)):
+                        images[rows] = self._apply_image_or_video_transform(
+                            images[rows], operation, value, interpolation=self.interpolation, fill=self._fill
+                        )
+        return images
+
+
+class CifarEach(nn.Module):
+    """CIFAR's recipe for many images [n, 3, 32, 32] of bytes at once: each draws its own crop, flip, policy and square."""
+
+    def __init__(self, name: str, augment: bool) -> None:
+        super().__init__()
+        self.statistics = [list(x) for x in STATISTICS[name]]
+        crop = partial(crop_and_flip, pad=4)
+        self.before = v2.Compose([crop, AutoAugmentEach(v2.AutoAugmentPolicy.CIFAR10)]) if augment else None
+        self.after = Cutout(16 if name == "cifar10" else 12, each=True) if augment else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = self.before(images) if self.before else images
+        images = F.normalize(F.to_dtype(images, torch.float32, scale=True), *self.statistics, inplace=True)
+        return self.after(images) if self.after else images
 
 
 def roll(frames: Tensor, most: int = 5) -> Tensor:
@@ -44,28 +88,21 @@ def roll(frames: Tensor, most: int = 5) -> Tensor:
 
 
 def recipe(name: str, augment: bool) -> v2.Transform:
-    """The transform of one training image of data set `name`, or, without `augment`, of one evaluated image."""
+    """The transform of one training image of ImageNet or CIFAR10-DVS, or, without `augment`, of one evaluated image."""
     if name == "cifar10-dvs":  # of frames [T, 2, 48, 48]: all frames of a recording get the same
         one_of = v2.RandomChoice([v2.Lambda(roll), v2.RandomRotation(15), Cutout((1, 8))])
         return v2.Compose([v2.RandomHorizontalFlip(), one_of] if augment else [v2.Identity()])
     to_tensor = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*STATISTICS[name])]
-    flip, policy = v2.RandomHorizontalFlip(), v2.AutoAugmentPolicy.IMAGENET
-    cutout: list[nn.Module] = []
-    match name:
-        case "cifar10" | "cifar100":
-            train, policy = v2.RandomCrop(32, padding=4), v2.AutoAugmentPolicy.CIFAR10
-            evaluate: list[nn.Module] = []
-            cutout = [Cutout(16 if name == "cifar10" else 12)]
-        case "imagenet200":
-            train, evaluate = v2.RandomResizedCrop(64, antialias=True), []
-        case _:
-            train, evaluate = (
-                v2.RandomResizedCrop(224, antialias=True),
-                [v2.Resize(256, antialias=True), v2.CenterCrop(224)],
-            )
+    evaluate: list[nn.Module] = []
+    if name == "imagenet200":
+        train = v2.RandomResizedCrop(64, antialias=True)
+    else:
+        train = v2.RandomResizedCrop(224, antialias=True)
+        evaluate = [v2.Resize(256, antialias=True), v2.CenterCrop(224)]
     if not augment:
         return v2.Compose([v2.ToImage(), *evaluate, *to_tensor])
-    return v2.Compose([v2.ToImage(), train, flip, v2.AutoAugment(policy), *to_tensor, *cutout])
+    policy = v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)
+    return v2.Compose([v2.ToImage(), train, v2.RandomHorizontalFlip(), policy, *to_tensor])
 
 
 class MixAndSmooth(nn.Module):

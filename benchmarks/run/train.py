@@ -236,7 +236,7 @@ def _train(
         yield Epoch(epoch + 1, recipe.epochs, metrics)
     while at.epoch < recipe.epochs:
         model.train()
-        train.sampler.set_epoch(at.epoch, at.batch)  # type: ignore[attr-defined]
+        train.sampler.set_epoch(at.epoch, at.batch)
         started, loss_sum = (
             time.perf_counter() - at.seconds,
             torch.tensor(at.loss_sums[fabric.global_rank], device=fabric.device),
