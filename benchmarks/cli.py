@@ -74,7 +74,6 @@ def run(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="seeds trained at once (Ray); default: CPU cores, 1 on a GPU")
     ] = None,
-    devices: Annotated[int, typer.Option(min=1, help="GPUs (processes on a CPU) that share each training by DDP")] = 1,
     data_root: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
     data_workers: Annotated[int, typer.Option(min=0, help="processes that load and augment large data sets")] = 0,
     state_dir: Annotated[
@@ -91,7 +90,7 @@ def run(
         chosen = spec.load_profile(profile)
         device = resolve_device(device)
         work = jobs_of(selection(tables, rows), chosen, seeds)
-        parallel = jobs or (1 if device != "cpu" or devices > 1 else len(os.sched_getaffinity(0)))
+        parallel = jobs or (1 if device != "cpu" or chosen.devices > 1 else len(os.sched_getaffinity(0)))
         store = Store(profile)
         with Stop() as stop, Bars(len(work)) as bars:
             failed = run_jobs(
@@ -102,7 +101,6 @@ def run(
                 progress=bars.show,
                 root=data_root.resolve(),
                 data_workers=data_workers,
-                devices=devices,
                 state_dir=state_dir,
                 stop=stop,
             )

@@ -26,7 +26,8 @@ class Strict(BaseModel):
 
 class Recipe(Strict):
     """How to train (SPEC section 7). ``epochs`` counts from scratch, or from the converted network when fine-tuning;
-    ``epoch_images`` cuts an epoch to so many images (the next ones of a fresh shuffle each time)."""
+    ``epoch_images`` cuts an epoch to so many images (the next ones of a fresh shuffle each time); ``validation`` is the share of
+    the training images that validates and does not train."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(gt=0)
@@ -35,6 +36,7 @@ class Recipe(Strict):
     weight_decay: float = 5e-4
     epochs: int = Field(ge=1)
     epoch_images: int | None = Field(default=None, ge=1)
+    validation: float = Field(default=0.1, ge=0, lt=1)
     warmup_epochs: int = Field(default=0, ge=0)
     batch_size: int = Field(default=64, ge=1)
     accumulate: int = Field(default=1, ge=1)
@@ -109,7 +111,7 @@ class RecipeBook(Strict):
 
 
 class Profile(Strict):
-    """One way to run all tables: stand-in data sets, network widths, recipes."""
+    """One way to run all tables: stand-in data sets, network widths, recipes. ``devices`` share each training by DDP."""
 
     title: str
     datasets: dict[str, str]
@@ -119,7 +121,8 @@ class Profile(Strict):
     dataset_architecture: dict[str, str] = {}
     qcfs_scale: float = Field(default=8.0, gt=0)
     float64_checks: bool = True
-    threads: int | None = None
+    threads: int | None = Field(default=None, ge=1)
+    devices: int = Field(default=1, ge=1)
     backend: Literal["auto", "eager", "compiled", "triton"] = "auto"
     direct: RecipeBook
     ann: RecipeBook
@@ -142,9 +145,18 @@ class Cell(Strict):
     qcfs_scale: float
     float64_checks: bool
     threads: int | None
+    devices: int
     backend: str
     start: Start | None = None
     ann: "Cell | None" = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Cell":
+        if self.recipe.batch_size % self.devices:
+            raise ValueError(
+                f"a batch of {self.recipe.batch_size} can't be shared by {self.devices} devices; take a divisor"
+            )
+        return self
 
     @cached_property
     def hash(self) -> str:
@@ -234,6 +246,7 @@ def _cell(row: Row, profile: Profile, neuron: NeuronSpec, book: RecipeBook, **up
         qcfs_scale=profile.qcfs_scale,
         float64_checks=profile.float64_checks,
         threads=profile.threads,
+        devices=profile.devices,
         backend=profile.backend,
         **upstream,
     )

@@ -282,14 +282,26 @@ def test_gradient_accumulation_updates_once_a_group(tmp_path: Path, monkeypatch:
 
 def test_two_processes_share_a_training_by_ddp(profile: spec.Profile, tmp_path: Path) -> None:
     cell = spec.resolve(spec.load_spec("table1").row[2], profile)
-    events = list(train.run_cell(cell, 42, root=tmp_path, device="cpu", out=tmp_path / "c.pt", devices=2))
+    shared = cell.model_copy(update={"devices": 2})
+    events = list(train.run_cell(shared, 42, root=tmp_path, device="cpu", out=tmp_path / "c.pt"))
     assert [type(event) for event in events] == [train.Epoch, train.Result]
     alone = list(train.run_cell(cell, 42, root=tmp_path, device="cpu", out=tmp_path / "d.pt"))
     first, second = events[0].metrics["loss"], alone[0].metrics["loss"]
     assert first == pytest.approx(second, rel=0.2)  # batch statistics differ, so the losses do, a little
     assert first != second
-    with pytest.raises(Exception, match="a batch of 64 can't be shared by 3 devices"):
-        list(train.run_cell(cell, 42, root=tmp_path, device="cpu", out=tmp_path / "e.pt", devices=3))
+    assert shared.hash != cell.hash
+    with pytest.raises(ValueError, match="a batch of 64 can't be shared by 3 devices"):
+        spec.resolve(spec.load_spec("table1").row[2], profile.model_copy(update={"devices": 3}))
+
+
+def test_without_validation_all_training_images_train(profile: spec.Profile, tmp_path: Path) -> None:
+    cell = spec.resolve(spec.load_spec("table1").row[2], profile)
+    cell = cell.model_copy(update={"recipe": cell.recipe.model_copy(update={"validation": 0.0})})
+    epoch, result = train.run_cell(cell, 42, root=tmp_path, device="cpu", out=tmp_path / "c.pt")
+    assert isinstance(result, train.Result)
+    assert "val" not in epoch.metrics
+    assert {"test/final", "test/best"} <= set(result.metrics)
+    assert not {"val/final", "test/best_val"} & set(result.metrics)
 
 
 def test_a_step_too_far_leaves_qcfs_scales_positive() -> None:

@@ -118,8 +118,8 @@ def evaluate_reparameterized(
 
 def compare_with_ann(
     ann: Network, snn: Network, test: Iterable[Any], device: torch.device, float64: bool
-) -> dict[str, float]:
-    """Before any fine-tuning: accuracies of the quantised ANN and of its conversion, and how many predictions agree."""
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Before any fine-tuning: accuracies of the quantised ANN and of its conversion, how many predictions agree; and those, [N]."""
     expected, labels = predict(ann, test, device)
     converted, _ = predict(snn, test, device)
     metrics = {
@@ -127,11 +127,12 @@ def compare_with_ann(
         "before/accuracy": accuracy(converted, labels),
         "before/agree_pct": share(converted[-1] == expected[-1]),
     }
+    classes = {"ann/accuracy": expected[-1], "before/accuracy": converted[-1]}
     if float64:
         expected, _ = predict(copy.deepcopy(ann).double(), test, device, torch.float64)
         converted, _ = predict(copy.deepcopy(snn).double(), test, device, torch.float64)
         metrics["before/agree_float64_pct"] = share(converted[-1] == expected[-1])
-    return metrics
+    return metrics, classes
 
 
 def first_images(loader: Iterable[Any], count: int, frames: bool) -> Tensor:

@@ -100,7 +100,7 @@ def run(
             ann = None
             if job.needs:
                 ann = store.checkpoint(finished[job.needs], fresh(Path(scratch), "ann", job))
-            states[job.key] = States(state_dir, job.cell, job.seed, options.get("devices", 1))
+            states[job.key] = States(state_dir, job.cell, job.seed)
             run_id, logged[job.key] = store.open_seed(job.table, job.cell, job.seed, device, states[job.key].run_id())
             out = fresh(Path(scratch), "out", job) / "checkpoint.pt"
             work = {"device": device, "out": out, "ann": ann, "state_dir": state_dir, "run_id": run_id}

@@ -1,6 +1,6 @@
 """Exact resume: what a training keeps of itself, so that an interrupted one ends bit for bit as one that was not.
 
-A state file is one line of JSON (format, cell, seed, processes, MLflow run, SHA-256 of the rest), then what ``torch.save`` wrote.
+A state file is one line of JSON (format, cell, seed, MLflow run, SHA-256 of the rest), then what ``torch.save`` wrote.
 It is written under another name, synced and renamed; the last two are kept. It is read with ``weights_only``, hence runs no code.
 """
 
@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from benchmarks.spec import Cell
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 
 
@@ -71,9 +71,10 @@ class Progress:
     seconds: float = 0.0
     loss_sums: list[float] = field(default_factory=lambda: [0.0])  # one a process
     best_val: float = -1.0
-    best: dict[str, float] = field(default_factory=lambda: {"test/best_val": 0.0, "test/best": 0.0})
+    best: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
-    extra: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict)  # measured before the first epoch, and its predictions
+    classes: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class States:
@@ -81,13 +82,12 @@ class States:
 
     Args:
         address: folder for all seeds, a path or any address that fsspec knows, so that the machines of a cluster can share it.
-        devices: processes that share the training; a training goes on with as many as it began with.
     """
 
-    def __init__(self, address: str, cell: Cell, seed: int, devices: int = 1) -> None:
+    def __init__(self, address: str, cell: Cell, seed: int) -> None:
         self.files, root = fsspec.core.url_to_fs(address)
         self.folder = f"{root.rstrip('/')}/{cell.hash}-{seed}"
-        self.identity = {"format": FORMAT, "cell": cell.hash, "seed": seed, "devices": devices}
+        self.identity = {"format": FORMAT, "cell": cell.hash, "seed": seed}
 
     def run_id(self) -> str | None:
         """The MLflow run that the newest usable state belongs to."""

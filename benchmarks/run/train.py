@@ -33,7 +33,7 @@ from lmht.conversion import to_lmht
 from lmht.kernels import use_backend
 
 LEAST_SCALE = 1e-2
-Work = tuple[Cell, int, Path, str, Path, Path | None, int, int, States | None, str | None]
+Work = tuple[Cell, int, Path, str, Path, Path | None, int, States | None, str | None]
 STATE_SECONDS = 120.0  # a state is kept this often, and at the end of every epoch
 
 
@@ -54,12 +54,13 @@ def run_cell(
     out: Path,
     ann: Path | None = None,
     data_workers: int = 0,
-    devices: int = 1,
     state_dir: str | None = None,
     run_id: str | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Epoch | Result]:
     """Train and evaluate one cell with one seed, from its state if there is one: then past epochs are told again first.
+
+    Of ``cell.devices`` processes each takes its part of every batch (and normalises over that part), by DDP.
 
     Args:
         root: where data sets lie.
@@ -67,7 +68,6 @@ def run_cell(
         data_workers: processes that load data sets too large for memory.
         out: file to write the checkpoint to (the state of the last epoch).
         ann: checkpoint of ``cell.ann`` with the same seed, for a fine-tuned cell.
-        devices: processes that share the training by DDP: each takes its part of every batch (and normalises over that part).
         state_dir: folder for states, any fsspec address; None keeps none.
         run_id: the MLflow run, for the states' headers.
         stopping: asked after every update; once it is true the state is kept and the training ends.
@@ -79,8 +79,8 @@ def run_cell(
     """
     if cell.threads:
         torch.set_num_threads(cell.threads)
-    states = States(state_dir, cell, seed, devices) if state_dir else None
-    work = (cell, seed, root, device, out, ann, data_workers, devices, states, run_id)
+    states = States(state_dir, cell, seed) if state_dir else None
+    work = (cell, seed, root, device, out, ann, data_workers, states, run_id)
     context = contextvars.copy_context()  # between two events the caller's own choice of backend holds
     events = _on_backend(work, stopping)
     try:
@@ -91,9 +91,9 @@ def run_cell(
 
 
 def _on_backend(work: Work, stopping: Callable[[], bool]) -> Generator[Epoch | Result, None, None]:
-    cell, devices = work[0], work[7]
+    cell = work[0]
     with use_backend(cell.backend):
-        yield from _train(*work, stopping) if devices == 1 else _in_processes(work, devices, stopping)
+        yield from _train(*work, stopping) if cell.devices == 1 else _in_processes(work, cell.devices, stopping)
 
 
 def _in_processes(work: Work, devices: int, stopping: Callable[[], bool]) -> Iterator[Epoch | Result]:
@@ -149,23 +149,22 @@ def _train(
     out: Path,
     ann: Path | None,
     data_workers: int,
-    devices: int,
     states: States | None,
     run_id: str | None,
     stopping: Callable[[], bool],
 ) -> Iterator[Epoch | Result]:
-    recipe = cell.recipe
+    recipe, devices = cell.recipe, cell.devices
     strategy = "ddp" if devices > 1 else "auto"
     fabric = Fabric(accelerator=device, devices=devices, strategy=strategy, precision=recipe.precision)
     if devices > 1:
         fabric.launch()
     torch.manual_seed(seed)
-    info = data.load(cell.dataset, root=root, steps=cell.neuron.steps, augment=recipe.augment)
+    info = data.load(
+        cell.dataset, root=root, steps=cell.neuron.steps, augment=recipe.augment, validation=recipe.validation
+    )
     options: dict[str, Any] = {"seed": seed, "workers": data_workers, "device": fabric.device}
     train, val, test = data.loaders(info, recipe.batch_size, **options)
     if devices > 1:
-        if recipe.batch_size % devices:
-            raise TrainingError(f"a batch of {recipe.batch_size} can't be shared by {devices} devices; take a divisor")
         part = recipe.batch_size // devices
         train, _, _ = data.loaders(info, part, rank=fabric.global_rank, world=devices, **options)
     before, refused = states.load() if states else (None, [])
@@ -187,7 +186,7 @@ def _train(
         source = network
         network = to_lmht(source, cell.neuron.levels, cell.neuron.steps, start=cell.start)
         if not before:
-            at.extra = compare_with_ann(source, network, test, fabric.device, cell.float64_checks)
+            at.extra, at.classes = compare_with_ann(source, network, test, fabric.device, cell.float64_checks)
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, recipe)
@@ -274,11 +273,13 @@ def _train(
         images = at.images * devices
         mean_loss = checked(float(total_loss) / images)
         seconds = time.perf_counter() - started
-        val_accuracy, test_accuracy = (accuracy(*predict(model, split, fabric.device)) for split in (val, test))
-        at.best["test/best"] = max(at.best["test/best"], test_accuracy)
-        if val_accuracy > at.best_val:
-            at.best_val, at.best["test/best_val"] = val_accuracy, test_accuracy
-        metrics = {"loss": mean_loss, "val": val_accuracy, "test": test_accuracy, "images_per_s": images / seconds}
+        metrics = {"loss": mean_loss, "images_per_s": images / seconds}
+        metrics["test"] = accuracy(*predict(model, test, fabric.device))
+        at.best["test/best"] = max(at.best.get("test/best", 0.0), metrics["test"])
+        if recipe.validation:
+            metrics["val"] = accuracy(*predict(model, val, fabric.device))
+            if metrics["val"] > at.best_val:
+                at.best_val, at.best["test/best_val"] = metrics["val"], metrics["test"]
         at.history.append(metrics)
         at.epoch, at.batch, at.images, at.seconds, at.loss_sums = at.epoch + 1, 0, 0, 0.0, [0.0] * devices
         keep()  # before the epoch is told: what is logged is never ahead of the state
@@ -287,9 +288,10 @@ def _train(
     if fabric.is_global_zero:
         network = model.module
         checkpoint = save(network, out)  # first: the evaluation needs more memory than training
-        final = {"val/final": at.history[-1]["val"], **at.best, **at.extra}
+        final = {f"{part}/final": at.history[-1][part] for part in ("val",) * bool(recipe.validation)}
         measured = evaluate(network, test, fabric.device, cell.float64_checks)
-        yield Result(final | measured.metrics, checkpoint, _describe(info), measured)
+        measured.predictions.update({name: one.numpy() for name, one in at.classes.items()})
+        yield Result(final | at.best | at.extra | measured.metrics, checkpoint, _describe(info), measured)
 
 
 @torch.no_grad()
