@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lmht.graph import Synapse
+from lmht.graph import Synapse, check_network
 from lmht.networks.base import Network
 from lmht.neurons import IF, LMHT, QCFS
 from lmht.tgim import TGIM
@@ -41,7 +41,8 @@ def to_lmht(
         tgim: makes each layer's T-GIM from T; default the paper's bounded sigmoid, which starts uniform.
 
     Raises:
-        ValueError: unknown ``start``, a network without QCFS activations, or a scale that is not positive.
+        ValueError: unknown ``start``, a network without QCFS activations, a scale that is not positive, or a network that
+            :func:`lmht.graph.check_network` refuses.
     """
     if start not in ("exact", "algorithm1"):
         raise ValueError(f"start must be 'exact' or 'algorithm1', got {start!r}")
@@ -57,14 +58,19 @@ def to_lmht(
     return converted
 
 
-def replace_modules(network: nn.Module, kind: type, make: Callable[[nn.Module], nn.Module]) -> int:
-    """Replace every submodule of a type in place, keep device and dtype of the network, and return how many there were."""
+def replace_modules(network: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module], nn.Module]) -> int:
+    """Replace every submodule of a type in place, keep device and dtype of the network, and return how many there were.
+
+    A submodule that has several names stays one submodule with these names.
+    """
     like = next(network.parameters())
-    names = [name for name, module in network.named_modules() if isinstance(module, kind)]
-    for name in names:
-        new = make(network.get_submodule(name)).to(like.device, like.dtype)
-        network.set_submodule(name, new.train(network.training))
-    return len(names)
+    found: list[tuple[str, nn.Module]] = [
+        (n, m) for n, m in network.named_modules(remove_duplicate=False) if isinstance(m, kind)
+    ]
+    made = {module: make(module).to(like.device, like.dtype).train(network.training) for _, module in found}
+    for name, module in found:
+        network.set_submodule(name, made[module])
+    return len(made)
 
 
 @torch.no_grad()
@@ -77,6 +83,7 @@ def scale_current(stem: nn.Module, factor: float) -> None:
 
 
 def _convert(network: Network, steps: int, neuron: Callable[[float], nn.Module]) -> Network:
+    check_network(network)
     converted = copy.deepcopy(network)
     converted.steps = steps
     if not replace_modules(converted, QCFS, lambda activation: neuron(_scale(activation))):

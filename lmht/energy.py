@@ -92,7 +92,7 @@ class _Counter(fx.Interpreter):
             self.counts[n] = (value / module.theta).round()
             self.into.spikes[str(n.target)] += float(self.counts[n].sum(dtype=torch.float64))
         elif module is not None and not is_activation(module):
-            if counts[0] is not None and not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            if counts[0] is not None and not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm):
                 self.counts[n] = module(counts[0])
         elif n.op in ("call_function", "call_method") and all(c is not None for c in counts) and sources:
             name = n.target if isinstance(n.target, str) else n.target.__name__
@@ -108,7 +108,7 @@ def count_operations(network: Network, images: Tensor) -> Operations:
     """Count spikes, SOPs and MACs of a network in eval mode, as means over a batch of images.
 
     Args:
-        network: an SNN or an ANN; its mode is left as it was.
+        network: an SNN or an ANN; its modules' modes are left as they were.
         images: ``[N, C, H, W]`` (or frames ``[T, N, C, H, W]``), N >= 1.
     """
     axis = 1 if network.frames else 0
@@ -116,14 +116,15 @@ def count_operations(network: Network, images: Tensor) -> Operations:
     if n < 1:
         raise ValueError("count_operations needs at least one image")
     at_once = max(1, AT_ONCE * n // images.numel())
-    was_training = network.training
+    modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
         totals = Operations()
         for part in images.split(at_once, axis):
             _Counter(network, totals).run(part)
     finally:
-        network.train(was_training)
+        for module, training in modes.items():
+            module.training = training
     for counted in (totals.sops, totals.macs, totals.spikes):
         for name in counted:
             counted[name] /= n

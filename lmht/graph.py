@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
+from lmht.networks.base import Network
 from lmht.neurons import QCFS, Neuron
 
 Synapse = nn.Conv2d | nn.Linear
@@ -12,6 +13,7 @@ _AFFINE = (
     nn.Linear,
     nn.BatchNorm1d,
     nn.BatchNorm2d,
+    nn.SyncBatchNorm,
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
     nn.Flatten,
@@ -28,6 +30,27 @@ class _Tracer(fx.Tracer):
 def trace(network: nn.Module) -> tuple[fx.Graph, dict[str, nn.Module]]:
     """The network's graph, activations as leaves, and its modules by name."""
     return _Tracer().trace(network), dict(network.named_modules())
+
+
+def check_network(network: nn.Module) -> None:
+    """Refuse what the graph tools would get wrong in silence.
+
+    Raises:
+        ValueError: no :class:`~lmht.networks.Network` (only that knows where time starts), or pruned or parametrised weights.
+    """
+    if not isinstance(network, Network):
+        raise ValueError(
+            f"a lmht.networks.Network is needed, got {type(network).__name__}: nothing else says where the time axis starts; "
+            "pass a wrapper's inner network (.module, ._orig_mod), or build the model as Network(stem, body, head)"
+        )
+    for name, module in network.named_modules():
+        if nn.utils.parametrize.is_parametrized(module):
+            raise ValueError(f"{name} is parametrised; call torch.nn.utils.parametrize.remove_parametrizations first")
+        if any(key.endswith(("_orig", "_v")) for key in module._parameters) or hasattr(module, "weight_u"):
+            raise ValueError(
+                f"{name} has pruned or reparametrised weights; call torch.nn.utils.prune.remove (or remove_weight_norm, "
+                "remove_spectral_norm) first"
+            )
 
 
 def is_activation(module: nn.Module) -> bool:

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lmht.conversion import replace_modules
 from lmht.functional import compute_dtype, initial_potential
-from lmht.graph import Synapse, non_affine, presynaptic
+from lmht.graph import Synapse, check_network, non_affine, presynaptic
 from lmht.networks.base import Network
 from lmht.neurons import LMHT, MHT, Neuron
 from lmht.surrogate import fire
 from lmht.tgim import FixedTGIM
+
+_NORMALISATIONS = ("torch.nn.modules.normalization", "torch.nn.modules.instancenorm")  # not affine, or not by L parts
 
 
 def expand_tgim(omega: Tensor, leak: Tensor, levels: int) -> FixedTGIM:
@@ -50,19 +54,23 @@ def reparameterize(network: Network) -> Network:
         network: network of :class:`~lmht.neurons.LMHT` or :class:`~lmht.neurons.MHT` neurons that share L and T; not changed.
 
     Raises:
-        ValueError: no such neurons, or neurons that do not share L and T.
+        ValueError: no such neurons, neurons that do not share L and T, a layer with parameters or a normalisation that can't be
+            cut into L parts, or a network that :func:`lmht.graph.check_network` refuses.
     """
+    check_network(network)
     levels, steps = _levels_and_steps(network)
+    _refuse(network)
     twin = copy.deepcopy(network)
     twin.steps = levels * steps
     layers = presynaptic(twin)
     first = next(name for name, sources in layers.items() if not _neurons(twin, sources))
     last = list(layers)[-1]
     for name, module in twin.named_modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            assert module.running_mean is not None
+        if isinstance(module, _BatchNorm):
+            assert module.running_mean is not None  # _refuse
             module.running_mean.div_(levels)
-            module.bias.div_(levels)
+            if module.affine:
+                module.bias.div_(levels)
         elif isinstance(module, Synapse):
             if name == last:
                 module.weight *= levels
@@ -133,6 +141,7 @@ def certify(network: Network, batches: Iterable[Tensor]) -> dict[str, LayerCerti
         ValueError: no such neurons, neurons that do not share L and T, an operation between two neurons that is not affine, or
             no data.
     """
+    check_network(network)
     _levels_and_steps(network)
     if found := non_affine(network):
         raise ValueError(
@@ -161,12 +170,13 @@ def foretell(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: as :func:`certify`.
     """
+    check_network(network)
     _levels_and_steps(network)
     if found := non_affine(network):
         raise ValueError(f"can't follow the twin: {', '.join(found)} is not affine; replace it")
     both = _with_twin(network)
     logits = both(torch.cat([images, images], 1 if network.frames else 0))
-    different = [module.different for module in both.modules() if isinstance(module, _WithTwin)]
+    different = [d for module in both.modules() if isinstance(module, _WithTwin) for d in module.different]
     return logits[len(logits) // 2 :], ~torch.stack(different).any(0)
 
 
@@ -183,7 +193,7 @@ class _WithTwin(nn.Module):
         super().__init__()
         assert isinstance(neuron, Neuron)
         self.neuron, self.found = neuron, LayerCertificate()
-        self.different = torch.zeros(0, dtype=torch.bool)  # of the last batch, by sample
+        self.different: list[Tensor] = []  # of every call, by sample: a neuron may be used in several places
 
     def forward(self, x: Tensor) -> Tensor:
         theta, levels, steps = self.neuron.theta, self.neuron.levels, self.neuron.steps
@@ -191,7 +201,7 @@ class _WithTwin(nn.Module):
         omega, leak = (part.to(x) for part in window_tgim(self.neuron))
         leaks = leak.expand(steps)
         v = v_hat = initial_potential(x, self.neuron.v0)
-        self.different = x.new_zeros(x.shape[1], dtype=torch.bool)
+        different = x.new_zeros(x.shape[1], dtype=torch.bool)
         outs = []
         for t in range(steps):
             u, v_hat = leaks[t] * v, leaks[t] * v_hat
@@ -211,11 +221,12 @@ class _WithTwin(nn.Module):
             self.found.windows += s.numel()
             self.found.outside += int((~inside).sum()) if levels > 1 else 0  # one level is its own twin
             self.found.spikes += int(s.sum(dtype=torch.float64))
-            self.different |= (s != s_hat).flatten(1).any(1)
+            different |= (s != s_hat).flatten(1).any(1)
             self.found.difference += int((s - s_hat).abs().sum(dtype=torch.float64))
             if s.numel():
                 margin = (m / theta - (m / theta).round().clamp(1, levels)).abs().min()
                 self.found.margin = min(self.found.margin, float(margin))
+        self.different.append(different)
         return torch.stack(outs).flatten(0, 2)
 
 
@@ -226,6 +237,20 @@ def _levels_and_steps(network: nn.Module) -> tuple[int, int]:
             f"reparameterisation needs neurons that share L and T, got (L, T) = {sorted(shapes) or 'none at all'}"
         )
     return shapes.pop()
+
+
+def _refuse(network: nn.Module) -> None:
+    """A ValueError for each layer of which it is not known how its current is cut into L parts."""
+    inside = {part for neuron in network.modules() if isinstance(neuron, Neuron) for part in neuron.modules()}
+    for name, module in network.named_modules():
+        batch_norm = isinstance(module, _BatchNorm) and not isinstance(module, _InstanceNorm)
+        if batch_norm and module.running_mean is None:
+            raise ValueError(
+                f"{name} ({type(module).__name__}) has no running statistics: batch statistics are not affine"
+            )
+        own = any(True for _ in module.parameters(recurse=False)) or type(module).__module__ in _NORMALISATIONS
+        if own and not batch_norm and module not in inside and not isinstance(module, Synapse):
+            raise ValueError(f"{name} ({type(module).__name__}) can't be reparameterised exactly; replace it")
 
 
 def _neurons(network: nn.Module, sources: list[str]) -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lmht.neurons import Neuron
+
 Activation = Callable[[], nn.Module]
 
 
@@ -46,12 +48,20 @@ class Network(nn.Module):
         head: ``[T*N, features] -> [T*N, classes]``, its last layer an ``nn.Linear``.
         steps: number of time-steps ``T``; 1 for an ANN.
         frames: the input is one frame a step, ``[T, N, C, H, W]``, instead of a static image ``[N, C, H, W]``.
+
+    Raises:
+        ValueError: a neuron's T is not ``steps``.
     """
 
     def __init__(
         self, stem: nn.Module, body: nn.Module, head: nn.Module, *, in_channels: int, steps: int, frames: bool
     ) -> None:
         super().__init__()
+        for name, module in nn.ModuleList([stem, body, head]).named_modules():
+            if isinstance(module, Neuron) and module.steps != steps:
+                raise ValueError(
+                    f"neuron {name} has T = {module.steps}, the network steps = {steps}; build it with steps={module.steps}"
+                )
         self.stem, self.body, self.head = stem, body, head
         self.in_channels, self.steps, self.frames = in_channels, steps, frames
 
