@@ -47,7 +47,7 @@ def mht(
         current: input current ``I(t)``, ``[T, ...]``, in units of the potential.
         levels: number of threshold levels ``L >= 1``.
         theta: firing threshold, > 0.
-        leak: leak ``lambda``.
+        leak: leak ``lambda``, a number.
         v0: potential before the first step, a number or a tensor of the shape of one step.
         temporal_gradient: keep the chain through ``v(t-1)`` and the reset (vanilla STBP); False detaches it.
 
@@ -57,7 +57,7 @@ def mht(
     Raises:
         ValueError: an argument is outside its range, a shape does not fit, or the current holds NaN.
     """
-    check_arguments(current, levels=levels, theta=theta, v0=v0)
+    check_arguments(current, levels=levels, theta=theta, v0=v0, leak=leak)
     x = current.to(compute_dtype(current))
     v = initial_potential(x, v0)
     spikes, potentials = [], []
@@ -89,7 +89,7 @@ def lmht(
         levels: number of threshold levels ``L >= 1``.
         theta: firing threshold, > 0.
         omega: T-GIM ``Omega``, ``[T, T]``, row = step of the current, column = step of the input.
-        leak: leak ``lambda``: a number, a tensor ``[]``, or one value a step ``[T]`` (Theorem A.2 needs that).
+        leak: leak ``lambda``: a number, a tensor ``[]``, or one value a step ``[T, 1]`` (Theorem A.2 needs that).
         v0: potential before the first step, a number or a tensor of the shape of one step.
 
     Returns:
@@ -101,7 +101,7 @@ def lmht(
     check_arguments(x, levels=levels, theta=theta, v0=v0, omega=omega, leak=leak)
     steps, dtype = len(x), compute_dtype(x)
     xs, omega = x.to(dtype), omega.to(dtype)
-    leaks = torch.as_tensor(leak, dtype=dtype, device=x.device).expand(steps)
+    leaks = torch.as_tensor(leak, dtype=dtype, device=x.device).expand(steps, 1)[:, 0]
     v = initial_potential(xs, v0).detach()
     outs = []
     for t in range(steps):
@@ -155,7 +155,7 @@ def checked_scale(x: Tensor, levels: int, scale: float | Tensor, value: bool = T
     scale = torch.as_tensor(scale, device=x.device).to(compute_dtype(x))
     if scale.numel() != 1:
         raise ValueError(f"scale must be one number, got a tensor of shape {tuple(scale.shape)}")
-    if value and not _symbolic(x) and not 0 < float(scale.detach()) < math.inf:
+    if value and not symbolic(x) and not 0 < float(scale.detach()) < math.inf:
         raise ValueError(f"scale must be finite and > 0, got {float(scale.detach())}")
     return scale
 
@@ -184,7 +184,7 @@ def check_floating(x: Tensor, values: bool = True) -> None:
     """Raise unless ``x`` is a floating-point tensor without NaN (skipped while a compiler traces: no values there)."""
     if not x.dtype.is_floating_point:
         raise ValueError(f"input must be a floating-point tensor, got {x.dtype}; convert it with .float()")
-    if values and not _symbolic(x) and bool(torch.isnan(x.detach().sum())) and (nan := int(torch.isnan(x).sum())):
+    if values and not symbolic(x) and bool(torch.isnan(x.detach().sum())) and (nan := int(torch.isnan(x).sum())):
         raise ValueError(f"input holds {nan} NaN of {x.numel()} values; find the layer or the data it comes from")
 
 
@@ -215,10 +215,14 @@ def check_arguments(
         raise ValueError(f"omega must be [T, T] with T = {steps} steps as in the input, got {tuple(omega.shape)}")
     if omega is not None and omega.device != x.device:
         raise ValueError(f"omega is on {omega.device}, the input on {x.device}; move one of them with .to()")
-    if isinstance(leak, Tensor) and leak.shape not in ((), (steps,)):
-        raise ValueError(f"leak must be a number or one value for each of {steps} steps, got shape {tuple(leak.shape)}")
+    a_step = (
+        "" if omega is None else f" or one value a step, [T, 1] with T = {steps}"
+    )  # [T] could as well mean channels
+    if isinstance(leak, Tensor) and leak.shape not in ((), (steps, 1))[: 1 if omega is None else 2]:
+        raise ValueError(f"leak must be a number{a_step}, got shape {tuple(leak.shape)}; there is none a channel")
     check_floating(x, values)
 
 
-def _symbolic(x: Tensor) -> bool:
+def symbolic(x: Tensor) -> bool:
+    """Whether a tensor has no values to look at: a compiler traces, or it is a meta or fake tensor."""
     return torch.compiler.is_compiling() or x.is_meta or isinstance(x, torch._subclasses.FakeTensor)

@@ -19,27 +19,29 @@ class Neuron(nn.Module):
         steps: number of time-steps ``T >= 1``.
         theta: firing threshold, > 0; not learned.
         v0: membrane potential before the first step, in units of the current (``theta / 2`` is QCFS's shift).
+        folded: the layout of what it takes and gives, unless a call names another: ``[T*N, ...]``, or ``[T, N, ...]`` if False.
     """
 
-    def __init__(self, levels: int, steps: int, *, theta: float = 1.0, v0: float = 0.0) -> None:
+    def __init__(self, levels: int, steps: int, *, theta: float = 1.0, v0: float = 0.0, folded: bool = True) -> None:
         super().__init__()
         functional.check_levels(levels)
         functional.check_theta(theta)
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps (T) must be an integer >= 1, got {steps!r}")
         self.levels, self.steps, self.theta, self.v0 = levels, steps, float(theta), float(v0)
+        self.folded = folded
 
-    def forward(self, x: Tensor, folded: bool = True) -> Tensor:
+    def forward(self, x: Tensor, folded: bool | None = None) -> Tensor:
         """Emit ``s(t) * theta``.
 
         Args:
             x: current, ``[T*N, ...]``, or ``[T, N, ...]`` if not ``folded``.
-            folded: which of the two layouts ``x`` has.
+            folded: which of the two layouts ``x`` has; default the neuron's own.
 
         Raises:
             ValueError: the first axis is not a multiple of T (folded), or not T (unfolded).
         """
-        if folded:
+        if self.folded if folded is None else folded:
             if x.dim() < 1 or x.shape[0] % self.steps:
                 raise ValueError(
                     f"folded input must be [T*N, ...] with T = {self.steps}, got shape {tuple(x.shape)}; "
@@ -57,18 +59,38 @@ class Neuron(nn.Module):
         """The neuron on ``[T, N, ...]``."""
         raise NotImplementedError
 
-    def get_extra_state(self) -> dict[str, float]:
-        return {"levels": self.levels, "steps": self.steps, "theta": self.theta, "v0": self.v0}
+    def constants(self) -> list[float]:
+        """What makes the neuron and is not learned, as a checkpoint keeps it: L, T, theta, v(0)."""
+        return [self.levels, self.steps, self.theta, self.v0]
 
-    def set_extra_state(self, state: dict[str, float]) -> None:
-        if (state["levels"], state["steps"]) != (self.levels, self.steps):
+    def get_extra_state(self) -> Tensor:
+        """:meth:`constants` as one float64 tensor, so that whatever walks a state dict finds tensors only."""
+        return torch.tensor(self.constants(), dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take theta, v(0) and the like from a checkpoint.
+
+        Raises:
+            ValueError: it is of another kind of neuron, L or T, or it has no values (meta device).
+        """
+        wanted = len(self.constants())
+        if not isinstance(state, Tensor) or state.shape != (wanted,) or functional.symbolic(state):
+            raise ValueError(f"checkpoint's entry for a {type(self).__name__} must be {wanted} numbers, got {state!r}")
+        levels, steps, *rest = state.tolist()
+        if (round(levels), round(steps)) != (self.levels, self.steps):
             raise ValueError(
-                f"checkpoint has L = {state['levels']}, T = {state['steps']}, the neuron L = {self.levels}, T = {self.steps}"
+                f"checkpoint has L = {levels:g}, T = {steps:g}, the neuron L = {self.levels}, T = {self.steps}; for the other "
+                "weights alone take the keys that end in '_extra_state' or belong to a T-GIM out and load with strict=False"
             )
-        self.theta, self.v0 = state["theta"], state["v0"]
+        self.take(*rest)
+
+    def take(self, theta: float, v0: float) -> None:
+        """Set what :meth:`constants` has beyond L and T."""
+        self.theta, self.v0 = theta, v0
 
     def extra_repr(self) -> str:
-        return f"levels={self.levels}, steps={self.steps}, theta={self.theta:g}, v0={self.v0:g}"
+        layout = "" if self.folded else ", folded=False"
+        return f"levels={self.levels}, steps={self.steps}, theta={self.theta:g}, v0={self.v0:g}{layout}"
 
 
 class MHT(Neuron):
@@ -88,9 +110,17 @@ class MHT(Neuron):
         leak: float = 1.0,
         v0: float = 0.0,
         temporal_gradient: bool = True,
+        folded: bool = True,
     ) -> None:
-        super().__init__(levels, steps, theta=theta, v0=v0)
+        super().__init__(levels, steps, theta=theta, v0=v0, folded=folded)
         self.leak, self.temporal_gradient = float(leak), temporal_gradient
+
+    def constants(self) -> list[float]:
+        return [*super().constants(), self.leak, self.temporal_gradient]
+
+    def take(self, theta: float, v0: float, leak: float = 1.0, temporal_gradient: float = True) -> None:
+        super().take(theta, v0)
+        self.leak, self.temporal_gradient = leak, bool(round(temporal_gradient))
 
     def emit(self, x: Tensor) -> Tensor:
         return kernels.mht(
@@ -110,16 +140,31 @@ class LIF(MHT):
     """Leaky integrate-and-fire neuron with soft reset (Eqs. 1-2): M-HT with one level."""
 
     def __init__(
-        self, steps: int, *, theta: float = 1.0, leak: float = 0.5, v0: float = 0.0, temporal_gradient: bool = True
+        self,
+        steps: int,
+        *,
+        theta: float = 1.0,
+        leak: float = 0.5,
+        v0: float = 0.0,
+        temporal_gradient: bool = True,
+        folded: bool = True,
     ) -> None:
-        super().__init__(1, steps, theta=theta, leak=leak, v0=v0, temporal_gradient=temporal_gradient)
+        super().__init__(1, steps, theta=theta, leak=leak, v0=v0, temporal_gradient=temporal_gradient, folded=folded)
 
 
 class IF(MHT):
     """Integrate-and-fire neuron with soft reset (Eqs. 1-2, ``lambda = 1``): M-HT with one level and no leak."""
 
-    def __init__(self, steps: int, *, theta: float = 1.0, v0: float = 0.0, temporal_gradient: bool = True) -> None:
-        super().__init__(1, steps, theta=theta, v0=v0, temporal_gradient=temporal_gradient)
+    def __init__(
+        self,
+        steps: int,
+        *,
+        theta: float = 1.0,
+        v0: float = 0.0,
+        temporal_gradient: bool = True,
+        folded: bool = True,
+    ) -> None:
+        super().__init__(1, steps, theta=theta, v0=v0, temporal_gradient=temporal_gradient, folded=folded)
 
 
 class LMHT(Neuron):
@@ -130,9 +175,16 @@ class LMHT(Neuron):
     """
 
     def __init__(
-        self, levels: int, steps: int, *, theta: float = 1.0, v0: float = 0.0, tgim: TGIM | None = None
+        self,
+        levels: int,
+        steps: int,
+        *,
+        theta: float = 1.0,
+        v0: float = 0.0,
+        tgim: TGIM | None = None,
+        folded: bool = True,
     ) -> None:
-        super().__init__(levels, steps, theta=theta, v0=v0)
+        super().__init__(levels, steps, theta=theta, v0=v0, folded=folded)
         self.tgim = SigmoidTGIM(steps) if tgim is None else tgim
         if self.tgim.steps != steps:
             raise ValueError(f"the T-GIM is for {self.tgim.steps} steps, the neuron has steps = {steps}")

@@ -24,13 +24,13 @@ def expand_tgim(omega: Tensor, leak: Tensor, levels: int) -> FixedTGIM:
     """``omega_hat = omega / L`` on every L x L block of an LT x LT matrix; leak lambda between windows, 1 inside one.
 
     Args:
-        omega: ``[T, T]``. leak: ``[]`` or ``[T]``. levels: ``L``.
+        omega: ``[T, T]``. leak: ``[]`` or ``[T, 1]``. levels: ``L``.
     """
     steps = len(omega)
     omega_hat = torch.kron(omega, torch.full((levels, levels), 1 / levels, dtype=omega.dtype, device=omega.device))
     leak_hat = omega.new_ones(steps, levels)
-    leak_hat[:, 0] = leak
-    return FixedTGIM(omega_hat, leak_hat.flatten())
+    leak_hat[:, :1] = leak
+    return FixedTGIM(omega_hat, leak_hat.reshape(-1, 1))
 
 
 def window_tgim(neuron: Neuron) -> tuple[Tensor, Tensor]:
@@ -199,7 +199,7 @@ class _WithTwin(nn.Module):
         theta, levels, steps = self.neuron.theta, self.neuron.levels, self.neuron.steps
         x, x_hat = x.to(compute_dtype(x)).unflatten(0, (steps, 2, len(x) // (2 * steps))).unbind(1)
         omega, leak = (part.to(x) for part in window_tgim(self.neuron))
-        leaks = leak.expand(steps)
+        leaks = leak.expand(steps, 1)[:, 0]
         v = v_hat = initial_potential(x, self.neuron.v0)
         different = x.new_zeros(x.shape[1], dtype=torch.bool)
         outs = []

@@ -58,7 +58,7 @@ class FreeTGIM(TGIM):
 
 
 class FixedTGIM(TGIM):
-    """Omega and leak that are not trained; ``leak`` may hold one value a step (Theorem A.2)."""
+    """Omega and leak that are not trained; ``leak`` may hold one value a step, ``[T, 1]`` (Theorem A.2)."""
 
     omega: Tensor
     leak: Tensor

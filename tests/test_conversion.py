@@ -62,7 +62,7 @@ def test_reparameterised_network_equals_the_original_from_a_uniform_start(archit
 def test_expanded_tgim_is_theorem_a2s() -> None:
     tgim = expand_tgim(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor(0.5), 2)
     assert tgim.omega.tolist() == [[0.5, 0.5, 1, 1], [0.5, 0.5, 1, 1], [1.5, 1.5, 2, 2], [1.5, 1.5, 2, 2]]
-    assert tgim.leak.tolist() == [0.5, 1, 0.5, 1]
+    assert tgim.leak.flatten().tolist() == [0.5, 1, 0.5, 1]
 
 
 def test_bad_networks_give_one_clear_error() -> None:

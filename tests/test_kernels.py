@@ -88,7 +88,7 @@ def assert_equal(got: Result, want: Result) -> None:
 @pytest.mark.parametrize("size", [1, 5, 10_007])
 @pytest.mark.parametrize("steps", STEPS)
 def test_dyadic_equal(backend: str, poisoned: None, steps: int, size: int) -> None:
-    for levels, leaks, shape in ((2, (), ()), (4, (steps,), (size,))):
+    for levels, leaks, shape in ((2, (), ()), (4, (steps, 1), (size,))):
         inputs = dyadic(steps, size), dyadic(steps, steps, most=4), 4 * dyadic(*leaks, most=2)  # one more bit a step
         grad, arguments = dyadic(steps, size), {"levels": levels, "theta": 0.75, "v0": dyadic(*shape)}
         assert_equal(lmht(kernels.lmht, grad, inputs, **arguments), lmht(functional.lmht, grad, inputs, **arguments))
@@ -214,7 +214,7 @@ def test_nan_and_infinity(backend: str) -> None:
 def test_opcheck(backend: str) -> None:
     x, omega, leak = dyadic(2, 3, 5).requires_grad_(), dyadic(2, 2).requires_grad_(), dyadic().requires_grad_()
     torch.library.opcheck(fire, (x, omega, leak, dyadic(), 2, 1.0, False, backend))
-    torch.library.opcheck(fire, (x, None, dyadic(2), dyadic(3, 5), 2, 1.0, True, backend))
+    torch.library.opcheck(fire, (x, None, dyadic(2, 1), dyadic(3, 5), 2, 1.0, True, backend))
     torch.library.opcheck(fire, (x.transpose(0, 1), None, dyadic(), dyadic(), 2, 1.0, True, backend))
 
 
@@ -404,7 +404,7 @@ def test_inference_mode(cpu: None) -> None:
 def test_only_inputs_are_saved(cpu: None) -> None:
     x, tgim = (
         torch.randn(2, 1000, requires_grad=True),
-        {"omega": torch.rand(2, 2, requires_grad=True), "leak": torch.ones(2)},
+        {"omega": torch.rand(2, 2, requires_grad=True), "leak": torch.ones(2, 1)},
     )
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):

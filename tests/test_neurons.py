@@ -1,10 +1,12 @@
 """Modules: layouts, checkpoints, starting values, and one clear error for each kind of bad input."""
 
+import copy
 import re
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 import lmht
 from lmht import functional
@@ -60,13 +62,73 @@ def test_tgim_and_leak_are_trained(make) -> None:
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in neuron.parameters())
 
 
-def test_theta_and_v0_travel_with_the_checkpoint() -> None:
+@pytest.mark.parametrize("neuron", NEURONS, ids=repr)
+@pytest.mark.parametrize("features", [(), (5,)], ids=str)
+def test_the_layout_can_be_set_at_construction(neuron: Neuron, features: tuple[int, ...]) -> None:
+    unfolded = copy.deepcopy(neuron)
+    unfolded.folded = False
+    x = torch.randn(3, 4, *features, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(nn.Sequential(unfolded)(x), neuron(x, folded=False))
+    assert "folded=False" in repr(unfolded)
+
+
+def test_every_neuron_takes_its_layout_when_made() -> None:
+    made = (
+        lmht.IF(3, folded=False),
+        lmht.LIF(3, folded=False),
+        lmht.MHT(2, 3, folded=False),
+        lmht.LMHT(2, 3, folded=False),
+    )
+    assert not any(neuron.folded for neuron in made)
+    assert lmht.IF(3).folded
+
+
+def test_what_is_not_learned_travels_with_the_checkpoint() -> None:
     saved = lmht.LMHT(2, 2, theta=0.3, v0=0.15).state_dict()
     neuron = lmht.LMHT(2, 2)
     neuron.load_state_dict(saved)
     assert (neuron.theta, neuron.v0) == (0.3, 0.15)
-    with pytest.raises(ValueError, match=r"checkpoint has L = 2, T = 2, the neuron L = 4, T = 2"):
-        lmht.LMHT(4, 2).load_state_dict(saved)
+    for make in (lambda: lmht.LIF(3), lambda: lmht.MHT(1, 3)):
+        mht = make()
+        mht.load_state_dict(lmht.LIF(3, theta=0.3, leak=0.7, v0=0.1, temporal_gradient=False).state_dict())
+        assert (mht.theta, mht.v0, mht.leak, mht.temporal_gradient) == (0.3, 0.1, 0.7, False)
+
+
+def test_a_state_dict_holds_tensors_only() -> None:
+    """What walks it (averaging, counting parameters, export) may do arithmetic on every entry."""
+    for neuron in NEURONS:
+        saved = neuron.state_dict()
+        assert all(isinstance(value, Tensor) for value in saved.values())
+        average = {name: 0.9 * value + 0.1 * value for name, value in saved.items()}
+        copy.deepcopy(neuron).load_state_dict(average)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: lmht.LMHT(4, 2), r"checkpoint has L = 2, T = 2, the neuron L = 4, T = 2; .* strict=False"),
+        (lambda: lmht.LMHT(2, 3), r"checkpoint has L = 2, T = 2, the neuron L = 2, T = 3; .* strict=False"),
+        (lambda: lmht.MHT(2, 2), "entry for a MHT must be 6 numbers"),
+    ],
+)
+def test_another_neurons_checkpoint_is_refused_and_changes_nothing(make, message: str) -> None:
+    saved = lmht.LMHT(2, 2, theta=0.3, v0=0.15).state_dict()
+    neuron = make()
+    before = copy.deepcopy(neuron.state_dict())
+    with pytest.raises(ValueError, match=message):
+        neuron.load_state_dict(saved)
+    torch.testing.assert_close(neuron.state_dict(), before, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="must be 4 numbers"):
+        lmht.LMHT(2, 2).load_state_dict({name: value.to("meta") for name, value in saved.items()})
+
+
+@pytest.mark.parametrize("neuron", [*NEURONS, lmht.QCFS(4)], ids=repr)
+def test_meta_and_fake_tensors_pass_through(neuron: nn.Module) -> None:
+    x = torch.zeros(6, 7, requires_grad=True)
+    meta = copy.deepcopy(neuron).to("meta")(x.to("meta"))
+    assert (meta.is_meta, meta.shape) == (True, x.shape)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert neuron(mode.from_tensor(x)).shape == x.shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -101,7 +163,12 @@ def _lmht(x: Tensor, **changes) -> Tensor:
             "unfolded input must be [T, N, ...] with T = 2, got shape (4, 4)",
         ),
         (lambda: _lmht(torch.ones(2, 3), omega=torch.eye(3)), "omega must be [T, T] with T = 2 steps"),
-        (lambda: _lmht(torch.ones(2, 3), leak=torch.ones(3)), "leak must be a number or one value for each of 2 steps"),
+        (lambda: _lmht(torch.ones(2, 3), leak=torch.ones(3)), "a number or one value a step, [T, 1] with T = 2"),
+        (lambda: _lmht(torch.ones(2, 2), leak=torch.ones(2)), "there is none a channel"),
+        (
+            lambda: functional.mht(torch.ones(2, 2), levels=2, theta=1.0, leak=torch.ones(2)),
+            "leak must be a number, got",
+        ),
         (
             lambda: _lmht(torch.ones(2, 3), v0=torch.ones(2)),
             "v0 must be a number or have the shape of one step, (3,), got (2,)",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils import prune
 
 from lmht import LMHT, QCFS
@@ -85,3 +86,26 @@ def test_counting_leaves_every_module_in_its_mode() -> None:
     before = {name: module.training for name, module in copy.deepcopy(network).named_modules()}
     count_operations(network, images())
     assert {name: module.training for name, module in network.named_modules()} == before
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_refused_checkpoint_leaves_the_network_as_it_was(assign: bool) -> None:
+    network, other = snn(nn.BatchNorm2d(4)), snn(nn.BatchNorm2d(4))
+    kept, parameters = copy.deepcopy(network.state_dict()), list(network.parameters())
+    checkpoint = {name: value + 1.0 for name, value in other.state_dict().items()}  # another L and T, too
+    with pytest.raises(ValueError, match="checkpoint has L = 3, T = 3"):
+        network.load_state_dict(checkpoint, assign=assign)
+    torch.testing.assert_close(network.state_dict(), kept, rtol=0, atol=0)
+    assert all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
+    network.load_state_dict(other.state_dict())
+    torch.testing.assert_close(network.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+def test_a_network_on_the_meta_device_and_under_fake_tensors() -> None:
+    network, x = snn(nn.BatchNorm2d(4)), images()
+    assert copy.deepcopy(network).to("meta")(x.to("meta")).shape == (8, 3)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert network(mode.from_tensor(x)).shape == (8, 3)
+    with FakeTensorMode():
+        network = build("ResNet-20", lambda: LMHT(2, 2), classes=3, steps=2, width=0.1)
+        assert network(torch.randn(8, 3, 8, 8)).shape == (8, 3)

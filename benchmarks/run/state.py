@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from benchmarks.spec import Cell
 
-FORMAT = 2
+FORMAT = 3
 KEPT = 2
 
 

@@ -1,6 +1,6 @@
 """The operators ``lmht::fire`` and ``lmht::qcfs``: registration, and what their backends share (memory layout, constants).
 
-    fire(x [T, ...], omega [T, T] or None, leak [] or [T], v0 [] or of one step, levels, theta, chain, backend) -> s(t) * theta
+    fire(x [T, ...], omega [T, T] or None, leak [] or [T, 1], v0 [] or of one step, levels, theta, chain, backend) -> s(t) * theta
     qcfs(x [...], scale (one number), levels, backend) -> a
 
 Backends see ``x`` as ``[T, M]`` with dense rows, that of ``qcfs`` as one row. Only the inputs are saved for the backward pass,
@@ -55,7 +55,7 @@ def prepared(
     """The arguments as the backends take them: matrices and vectors in the dtype that is computed in."""
     dtype, layout = compute_dtype(x), strides(x)
     omega = None if omega is None else omega.detach().to(dtype).contiguous()
-    leak = leak.detach().to(dtype).expand(len(x)).contiguous()
+    leak = leak.detach().to(dtype).expand(len(x), 1)[:, 0].contiguous()
     v0 = v0.detach().to(dtype)
     v0 = rows(v0[None], layout)[0] if v0.dim() else v0
     return rows(x, layout), omega, leak, v0, constants(theta, levels, dtype, x.device)
@@ -96,7 +96,7 @@ def fire_backward(
     if not parameters:
         return dx, x.new_empty(0), x.new_empty(0)
     domega = x.new_empty(0) if omega is None else domega.to(omega.dtype)
-    return dx, domega, (dleak if leak.dim() else dleak.sum()).to(leak.dtype)
+    return dx, domega, (dleak.reshape(leak.shape) if leak.dim() else dleak.sum()).to(leak.dtype)
 
 
 def _like(x: Tensor) -> Tensor:

@@ -5,11 +5,14 @@
 Only a neuron looks at the time axis. A static image goes through the stem once, whatever T.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lmht import functional
 from lmht.neurons import Neuron
 
 Activation = Callable[[], nn.Module]
@@ -28,7 +31,7 @@ def checked_images(images: Tensor, channels: int, steps: int, frames: bool) -> T
         raise ValueError(
             f"the network takes {'event frames' if frames else 'images'} {wanted}, got {tuple(images.shape)}"
         )
-    if not torch.compiler.is_compiling() and bool(torch.isnan(images).any()):
+    if not functional.symbolic(images) and bool(torch.isnan(images).any()):
         raise ValueError("the images hold NaN; check the data and its normalisation")
     return images.flatten(0, 1) if frames else images
 
@@ -85,6 +88,16 @@ class Network(nn.Module):
             ValueError: the shape does not fit or the images hold NaN.
         """
         return self.step_logits(images).mean(0)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """torch's, but all or nothing: a checkpoint that is refused leaves the network as it was."""
+        before = self.state_dict(keep_vars=assign)
+        before = before if assign else copy.deepcopy(before)
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except Exception:
+            super().load_state_dict(before, strict=False, assign=assign)
+            raise
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = False) -> nn.Sequential:
