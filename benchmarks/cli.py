@@ -330,7 +330,8 @@ class Bars:
 
 
 def quiet() -> None:
-    """Libraries' start-up chatter would tear the progress bars apart; errors still show."""
-    for name in ("mlflow", "alembic", "lightning.fabric", "lightning_fabric", "torch.utils.cpp_extension"):
+    """Libraries' chatter would tear the progress bars apart; MLflow's tracebacks are one error of ours (benchmarks.tracking)."""
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+    for name in ("alembic", "lightning.fabric", "lightning_fabric", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")

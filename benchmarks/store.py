@@ -5,10 +5,7 @@ import json
 import os
 import platform
 import subprocess
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +13,17 @@ import pandas as pd
 import torch
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
 
 from benchmarks.record import Epoch, Evaluation, Record, Result, pack, parse
 from benchmarks.spec import HERE, TABLES, Cell, load_spec
+from benchmarks.tracking import StoreError, connect, explained, tracking_uri
 
-DEFAULT_URI = "sqlite:///mlflow.db"
 RECORD = "record.json"
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would tear our own bars apart
-
-
-class StoreError(Exception):
-    """The tracking store can't be reached or written; the message names it and says what to do."""
 
 
 class CheckpointError(StoreError):
     """One seed's checkpoint is missing or damaged; the store itself is well."""
-
-
-def tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-
-
-@contextmanager
-def explained(uri: str) -> Iterator[None]:
-    """Turn a failing store into one clear error; what earlier runs have logged stays in the store."""
-    try:
-        yield
-    except (MlflowException, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        full = "disk is full" in str(error) or getattr(error, "errno", None) == 28
-        remedy = "free some space" if full else "check MLFLOW_TRACKING_URI and that the store is up and writable"
-        raise StoreError(
-            f"tracking store {uri}: {first}; {remedy}, then run the same command again: finished seeds are kept"
-        ) from error
 
 
 def provenance() -> dict[str, str]:
@@ -91,12 +64,7 @@ class Store:
 
     def __init__(self, profile: str, uri: str | None = None) -> None:
         self.profile, self.uri = profile, uri or tracking_uri()
-        with explained(self.uri):
-            if self.uri.startswith("http"):  # MLflow retries for minutes; ask once, quickly
-                with suppress(urllib.error.HTTPError):  # somebody answers; MLflow will say what is wrong
-                    urllib.request.urlopen(self.uri.rstrip("/") + "/health", timeout=5).close()
-            self.client = MlflowClient(self.uri)
-            self.client.search_experiments(max_results=1)
+        self.client = connect(self.uri)
 
     def seeds(self) -> pd.DataFrame:
         """Finished seeds of the profile: one line a run with ``cell``, ``seed``, ``run_id``, tags ``tag.*`` and metrics."""

@@ -148,8 +148,8 @@ def test_a_missing_data_set_says_where_to_get_it(store: Store, tmp_path: Path) -
     assert "get it from" in output
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////dev/null/m.db"], ids=["server down", "no folder"])
-def test_an_unreachable_store_is_one_clear_error(uri: str) -> None:
+def test_an_unreachable_store_is_one_clear_error() -> None:
+    uri = "http://127.0.0.1:9"
     environment = os.environ | {"MLFLOW_TRACKING_URI": uri}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "run", "table1", "--rows", "1"],
@@ -176,7 +176,7 @@ def test_a_full_disk_keeps_what_was_finished(
     def full_on_the_second(self: Store, *arguments: object) -> None:
         calls.append(arguments)
         if len(calls) == 2:
-            from benchmarks.store import explained
+            from benchmarks.tracking import explained
 
             with explained(self.uri):
                 raise OSError(28, "No space left on device")

@@ -1,0 +1,181 @@
+"""Opening a store: whoever comes first, whatever lies there, each fault is one error with its remedy and without a password."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from benchmarks import tracking
+from benchmarks.tracking import StoreError, connect, explain
+
+
+@pytest.fixture(scope="module")
+def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that five processes opened at once when it was not there, of which the first was killed in the middle."""
+    path = tmp_path_factory.mktemp("store") / "m.db"
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=connect, args=(f"sqlite:///{path}",)) for _ in range(5)]
+    for process in processes:
+        process.start()
+    part, lock = path.with_name(".part-m.db"), path.with_name(".m.db.lock")
+    while not (part.exists() and part.stat().st_size > 100_000):  # a tenth of the layout
+        assert not path.exists()
+        time.sleep(0.002)
+    killed = int(lock.read_text())
+    os.kill(killed, signal.SIGKILL)
+    assert not path.exists()
+    for process in processes:
+        process.join()
+    assert sorted(process.exitcode or 0 for process in processes) == [-9, 0, 0, 0, 0]
+    assert os.listdir(path.parent) == ["m.db"]
+    return path
+
+
+def refused(uri: str) -> str:
+    with pytest.raises(StoreError) as caught:
+        connect(uri)
+    return str(caught.value)
+
+
+def test_five_processes_open_a_new_store_at_once_and_a_killed_one_leaves_no_half_of_it(laid_out: Path) -> None:
+    assert [e.name for e in connect(f"sqlite:///{laid_out}").search_experiments()] == ["Default"]
+
+
+def test_a_layout_left_half_done_is_named_and_may_be_removed(laid_out: Path, tmp_path: Path) -> None:
+    path = shutil.copy(laid_out, tmp_path)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("DROP TABLE logged_models")
+        database.execute("UPDATE alembic_version SET version_num = '0a8213491aaa'")
+        database.commit()
+    message = refused(f"sqlite:///{path}")
+    assert (
+        f"its first layout was left half done (a process was killed at it) and it holds no runs; remove {path}"
+        in message
+    )
+
+
+def test_the_layout_of_another_version_with_runs_in_it_is_not_to_be_removed(laid_out: Path, tmp_path: Path) -> None:
+    path = shutil.copy(laid_out, tmp_path)
+    uri = f"sqlite:///{path}"
+    connect(uri).create_run("0")
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE alembic_version SET version_num = '0a8213491aaa'")
+        database.commit()
+    shutil.copy(path, tmp_path / "other.db")  # opened anew, by a name that MLflow has not seen
+    message = refused(f"sqlite:///{tmp_path}/other.db")
+    assert "has the layout of another version of MLflow" in message
+    assert "mlflow db upgrade" in message
+
+
+def test_a_folder_a_text_and_a_torn_database_are_refused_at_once(laid_out: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert f"{tmp_path} is a folder; name a file in it" in refused(f"sqlite:///{tmp_path}")
+    text = tmp_path / "text.db"
+    text.write_text("no database, though long enough to be one " * 50)
+    torn = tmp_path / "torn.db"
+    torn.write_bytes(laid_out.read_bytes()[:70_000])
+    for path in (text, torn):
+        before = path.read_bytes()
+        assert "the file is damaged: restore it from a copy, or move it away" in refused(f"sqlite:///{path}")
+        assert path.read_bytes() == before
+    assert time.monotonic() - began < 5  # MLflow alone tries for a hundred seconds
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("sqlite:////dev/null/m.db", "check MLFLOW_TRACKING_URI and that the store is up and writable"),
+        ("postgresql://me:pass%2Fword@127.0.0.1:9/db", "install the driver of that kind of database"),
+        ("sqlight:///m.db", "MLFLOW_TRACKING_URI"),
+        ("http://me:pass%2Fword@127.0.0.1:9", "check MLFLOW_TRACKING_URI and that the server is up"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_one_error_without_its_password(
+    uri: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    message = refused(uri)
+    assert words in message
+    assert "pass" not in message
+    assert "\n" not in message
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """The address of a server that gives everybody the same answer; nobody any if it is empty."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            callers = []
+            while True:
+                try:
+                    callers.append(listening.accept()[0])
+                except OSError:
+                    return
+                if answer:
+                    callers[-1].recv(65536)
+                    callers[-1].sendall(answer)
+                    callers[-1].close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with answering(b"") as uri:
+        assert "check MLFLOW_TRACKING_URI and that the server is up" in refused(uri)
+
+
+def test_a_server_that_wants_a_password_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = b"You are not authenticated."
+    head = f"HTTP/1.1 401 Unauthorized\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+    with answering(head + body) as uri:
+        assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in refused(uri)
+
+
+def test_our_patience_with_a_server_is_short_unless_the_user_says_otherwise() -> None:
+    assert int(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]) <= 30
+    assert int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("error", "passing", "words"),
+    [
+        (OSError(28, "No space left on device"), False, "free some space"),
+        (MlflowException("(sqlite3.OperationalError) database or disk is full"), False, "free some space"),
+        (MlflowException("(sqlite3.OperationalError) database is locked"), True, "another process holds the database"),
+        (MlflowException("attempt to write a readonly database"), False, "make the file and its folder writable"),
+        (MlflowException("API request to http://x failed: Max retries exceeded"), True, "check MLFLOW_TRACKING_URI"),
+        (MlflowException("x failed with error code 503 != 200"), True, "check MLFLOW_TRACKING_URI"),
+        (MlflowException("PERMISSION_DENIED: no"), False, "MLFLOW_TRACKING_USERNAME"),
+    ],
+)
+def test_each_kind_of_failure_has_its_remedy_and_some_go_by_themselves(
+    error: Exception, passing: bool, words: str
+) -> None:
+    found = explain("sqlite:///m.db", error)
+    assert words in str(found)
+    assert found.passing is passing
+
+
+def test_no_password_gets_into_a_message() -> None:
+    uri = "https://me:s3cr%2Ft@host/x?token=abc"
+    error = MlflowException("no https://me:s3cr%2Ft@host/x?token=abc, s3cr/t; https://you:other@elsewhere")
+    text = str(explain(uri, error))
+    assert not any(secret in text for secret in ("s3cr", "abc", "other@"))
+    assert "https://me:***@host" in text
+    assert tracking.without_secrets("no colon@here", "sqlite:///m.db") == "no colon@here"
