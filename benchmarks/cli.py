@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from benchmarks import spec
-from benchmarks.record import Epoch, RecordError, Result
+from benchmarks.record import Epoch, Record, RecordError, Result
 from benchmarks.run.schedule import STATE_DIR, Job, jobs_of
 from benchmarks.run.schedule import run as run_jobs
 from benchmarks.run.state import Stop
@@ -177,11 +177,14 @@ def report(
     publish: Annotated[
         bool, typer.Option("--publish", help="renew the tracked results/, and README.md's block")
     ] = False,
+    records: Annotated[Path | None, typer.Option(help="a file of records to report on, instead of the store")] = None,
 ) -> None:
-    """Write tables, figures, verdicts and report.html from the store alone; or the latency tables. Compare with the record."""
+    """Write tables, figures, verdicts and report.html from records alone; or the latency tables. Compare with those committed."""
     quiet()
+    from benchmarks import record
     from benchmarks.latency import tables as latency
     from benchmarks.report import page
+    from benchmarks.report.tables import Results
 
     if what not in ("tables", "latency"):
         raise fail(spec.SpecError(f"unknown report {what!r}; known: tables, latency"))
@@ -191,21 +194,24 @@ def report(
         if what == "latency":
             latency.write(Store("latency"), out)
         else:
-            page.write(Store(profile), out, readme)
-            console.print(against_the_record(profile), highlight=False, soft_wrap=True, markup=False)
+            ours = record.load(records) if records else Store(profile).records()
+            page.write(Results.of(profile, ours), out, readme)
+            if not records:
+                Store(profile).log_report(out / profile, out / "figures")
+            console.print(against_the_record(profile, ours), highlight=False, soft_wrap=True, markup=False)
     except (spec.SpecError, StoreError, RecordError) as error:
         raise fail(error) from error
     console.print(f"written: {out / ('latency-*' if what == 'latency' else profile)}", highlight=False)
 
 
-def against_the_record(profile: str) -> str:
-    """The store's runs against the committed ones, in one line."""
+def against_the_record(profile: str, ours: list[Record]) -> str:
+    """Runs against the committed ones, in one line."""
     from benchmarks import record
 
     path = record_of(profile, None)
     if not path.exists():
         return f"not compared: no record of runs is committed for profile {profile} ({path})"
-    return record.in_one_line(record.compare(Store(profile).records(), record.load(path)))
+    return record.in_one_line(record.compare(ours, record.load(path)))
 
 
 @app.command()
@@ -220,8 +226,8 @@ def verify(
 
     try:
         rules = claims.load()
-        results = tables.Results.of(Store(profile))
-    except (spec.SpecError, StoreError) as error:
+        results = tables.Results.of(profile, Store(profile).records())
+    except (spec.SpecError, StoreError, RecordError) as error:
         raise fail(error) from error
     judged = claims.judge(rules, results)
     before = claims.committed(out / profile)

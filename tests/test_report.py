@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from benchmarks import spec
 from benchmarks.cli import app
-from benchmarks.record import Epoch, Result
+from benchmarks.record import Epoch, Measured, Result
 from benchmarks.report import claims, page, tables
 from benchmarks.store import Store
 
@@ -64,10 +64,12 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
                     for epoch in (1, 2):
                         store.log_epoch(run_id, Epoch(epoch, 2, {"test": 40.0 * epoch + OFFSETS[seed]}))
                     path = folder / "checkpoint.pt"
-                    tgim = {"body.0.tgim.a": torch.zeros(2, 2), "body.0.tgim.alpha": torch.tensor(0.5)}
-                    torch.save(tgim if row.neuron == "lmht" else {}, path)
+                    torch.save({}, path)
+                    layer = {"omega": [[0.5, 0.5], [0.5, 0.5]], "leak": 1.125}
+                    tgim = {"body.0": layer, "body.1.residual.2": layer} if row.neuron == "lmht" else {}
+                    measured = Measured({}, np.zeros(0, np.int64), {}, tgim, 1)
                     data = {"name": "digits", "digest": "d" * 64, "source": "scikit-learn"}
-                    store.finish(run_id, Result(invented(table, row, seed), path, data))
+                    store.finish(run_id, Result(invented(table, row, seed), path, data, measured))
         rows = {row.id: row for row in spec.load_spec("table1").row}
         store.fail(store.open_seed("table1", spec.resolve(rows["6"], profile), 47, "cpu")[0], "the loss is nan")
         (vgg,) = spec.select_rows("table4", spec.load_spec("table4"), ["vgg16-tq4-if-t2"])
@@ -78,7 +80,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def written(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out")
-    page.write(Store("digits", uri), out)
+    page.write(tables.Results.of("digits", Store("digits", uri).records()), out)
     return out
 
 
@@ -86,13 +88,26 @@ def table(written: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(written / "digits" / f"{name}.csv", dtype=str, keep_default_na=False).set_index("row")
 
 
-def test_the_same_store_gives_the_same_bytes(uri: str, written: Path, tmp_path: Path) -> None:
-    page.write(Store("digits", uri), tmp_path)
-    files = {path.relative_to(written) for path in written.rglob("*") if path.is_file()}
-    assert files == {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
-    assert len(files) > 20
-    different = [str(path) for path in files if (written / path).read_bytes() != (tmp_path / path).read_bytes()]
-    assert different == []
+def test_store_file_and_a_store_that_took_it_in_give_the_same_bytes(
+    uri: str, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert CliRunner().invoke(app, ["export", "runs.jsonl"]).exit_code == 0
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/fresh.db")
+    for words in (
+        ["import", "runs.jsonl"],
+        ["report", "--out", "b"],
+        ["report", "--out", "a", "--records", "runs.jsonl"],
+    ):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+    for out in (tmp_path / "a", tmp_path / "b"):
+        files = {path.relative_to(written) for path in written.rglob("*") if path.is_file()}
+        assert files == {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
+        assert len(files) > 20
+        different = [str(path) for path in files if (written / path).read_bytes() != (out / path).read_bytes()]
+        assert different == []
 
 
 def test_a_row_carries_its_statistics_and_provenance(written: Path) -> None:
@@ -134,7 +149,7 @@ def test_what_was_not_run_says_so_and_why(written: Path) -> None:
     assert table4.loc["vgg16-tq4-if-t2", "status"] == "not run: data set X not found at /x"
     tuned = table4.loc["vgg16-tq4-l2t2-exact", "status"]
     assert tuned == "not run: its quantised ANN was not run: data set X not found at /x"
-    assert table4.loc["resnet20-tq8-if-t2", "status"] == "not run: no finished seed in the store"
+    assert table4.loc["resnet20-tq8-if-t2", "status"] == "not run: no finished seed"
     assert not table4.loc["resnet20-tq8-if-t2", "accuracy_pct_mean"]
     assert table(written, "table1").loc["6", "status"] == "run; seed 47 failed: the loss is nan"
     assert "5, 1 failed" in (written / "digits" / "table1.md").read_text()
@@ -247,7 +262,7 @@ def test_figures_say_what_the_store_holds(written: Path) -> None:
     names = {path.stem for path in (written / "digits" / "figures").glob("*.svg")}
     assert names >= {"accuracy_sops", "accuracy_latency", "hybrid", "training_curves", "tgim_resnet18"}
     heat = (written / "digits" / "figures" / "tgim_resnet18.svg").read_text()
-    assert "λ 1.12" in html.unescape(heat)  # sigmoid(1/2) + 1/2
+    assert "λ 1.12" in html.unescape(heat)
     assert {path.name for path in (written / "figures").glob("*")} == {"ri_curves.svg", "firing_regions.svg"}
 
 

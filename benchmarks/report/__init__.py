@@ -1,1 +1,1 @@
-"""What is shown: tables, verdicts, figures and the page, as functions of the runs in the store alone."""
+"""What is shown: tables, verdicts, figures and the page, as functions of the records of runs alone."""

@@ -1,4 +1,4 @@
-"""The claims of ``specs/claims.toml``, each judged by its own rule on the runs in the store."""
+"""The claims of ``specs/claims.toml``, each judged by its own rule on the records of runs."""
 
 import io
 import itertools

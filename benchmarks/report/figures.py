@@ -1,7 +1,6 @@
-"""Figures: of the equations (no data), and of a profile's runs. Deterministic SVG: the same store gives the same bytes."""
+"""Figures: of the equations (no data), and of a profile's runs. Deterministic SVG: the same records give the same bytes."""
 
 import itertools
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.data import SIZES
 from benchmarks.report.tables import Results, half_width
+from benchmarks.run.network import network_of
 from benchmarks.spec import Cell, Row, load_spec, resolve
-from benchmarks.store import Store
 from lmht import functional
 
 STYLE: Any = {
@@ -48,7 +48,7 @@ def write_equations(folder: Path) -> None:
         save(firing_regions(), folder, "firing_regions")
 
 
-def write_runs(results: Results, store: Store, folder: Path) -> dict[str, str]:
+def write_runs(results: Results, folder: Path) -> dict[str, str]:
     """The figures of a profile's runs, each with its caption; those without any run are left out."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.svg"):
@@ -59,8 +59,8 @@ def write_runs(results: Results, store: Store, folder: Path) -> dict[str, str]:
             *accuracy_against_sops(results),
             *accuracy_against_latency(results),
             *hybrid(results),
-            *training_curves(results, store),
-            *learned_tgim(results, store),
+            *training_curves(results),
+            *learned_tgim(results),
         ]:
             save(figure, folder, name)
             captions[name] = caption
@@ -295,11 +295,12 @@ def hybrid(results: Results) -> Iterator[Named]:
     yield "hybrid", "Hybrid training: accuracy before and after fine-tuning; means over seeds.", figure
 
 
-def training_curves(results: Results, store: Store) -> Iterator[Named]:
+def training_curves(results: Results) -> Iterator[Named]:
     """Table 1's networks: test accuracy by epoch, mean over the seeds and the band between the lowest and the highest."""
     found: dict[tuple[str, str], list[tuple[Row, pd.DataFrame]]] = {}
     for _, row, cell in rows_of(results, "table1"):
-        curves = [store.history(run_id, "epoch/test") for run_id in results.of_cell(cell)["run_id"]]
+        histories = [results.finished[cell.hash, seed].history["test"] for seed in results.of_cell(cell).index]
+        curves = [pd.Series(history, range(1, len(history) + 1)) for history in histories]
         found.setdefault((row.architecture, cell.dataset), []).append((row, pd.concat(curves, axis=1)))
     if not found:
         return
@@ -330,8 +331,8 @@ def spread(values: list[float], gap: float) -> list[float]:
     return [placed[i] for i in range(len(values))]
 
 
-def learned_tgim(results: Results, store: Store) -> Iterator[Named]:
-    """Omega (times T: 1 is the uniform start) and leak of every layer, from the first seed's checkpoint."""
+def learned_tgim(results: Results) -> Iterator[Named]:
+    """Omega (times T: 1 is the uniform start) and leak of every layer, of the first seed."""
     wanted = {"ResNet-18": "table1", "ResNet-34": "table1", "VGG-13": "table3"}
     for architecture, table in wanted.items():
         rows = [
@@ -343,27 +344,29 @@ def learned_tgim(results: Results, store: Store) -> Iterator[Named]:
             continue
         row, cell = max(rows, key=lambda one: one[0].steps)
         seed = results.of_cell(cell).index[0]
-        with tempfile.TemporaryDirectory() as scratch:
-            path = store.checkpoint(results.of_cell(cell)["run_id"].iloc[0], Path(scratch))
-            state = torch.load(path, weights_only=True)
-        layers = [key.removesuffix("tgim.a") for key in state if key.endswith("tgim.a")]
+        tgim = results.finished[cell.hash, seed].tgim
+        if not tgim:
+            continue
+        with torch.device("meta"):  # the record's layers are sorted by name; here they stand in the network's order
+            modules = [name for name, _ in network_of(cell, SIZES[cell.dataset]).named_modules()]
+        layers = [tgim[name] for name in modules if name in tgim]
         name = architecture.lower().replace("-", "")
         caption = f"Learned T-GIM and leak: {architecture}, {shape_name(row)}, {cell.dataset}, seed {seed}."
-        yield f"tgim_{name}", caption, heat_maps(state, layers, row.steps)
+        yield f"tgim_{name}", caption, heat_maps(layers, row.steps)
 
 
-def heat_maps(state: dict[str, torch.Tensor], layers: list[str], steps: int) -> Figure:
+def heat_maps(layers: list[dict[str, Any]], steps: int) -> Figure:
     rows = -(-len(layers) // 9)
     columns = -(-len(layers) // rows)
     figure, axes = panels(rows, columns, 0.72 * columns + 0.9, 0.95 * rows + 0.5)
-    omegas = [2 * torch.sigmoid(state[f"{layer}tgim.a"].double()) for layer in layers]  # times T
-    reach = max(0.1, max(float((omega - 1).abs().max()) for omega in omegas))
+    omegas = [steps * np.array(layer["omega"]) for layer in layers]
+    reach = max(0.1, max(float(np.abs(omega - 1).max()) for omega in omegas))
     for unused in axes[len(layers) :]:
         unused.set_visible(False)
     image = None
     for i, (panel, layer, omega) in enumerate(zip(axes, layers, omegas, strict=False), 1):
-        leak = float(torch.sigmoid(state[f"{layer}tgim.alpha"].double())) + 0.5
-        image = panel.pcolormesh(omega.flip(0).numpy(), cmap="PuOr", vmin=1 - reach, vmax=1 + reach, ec="white", lw=0.5)
+        leak = layer["leak"]
+        image = panel.pcolormesh(omega[::-1], cmap="PuOr", vmin=1 - reach, vmax=1 + reach, ec="white", lw=0.5)
         panel.set_aspect("equal")
         panel.set_axis_off()
         panel.set_title(f"{i}\nλ {leak:.2f}", fontsize=7, fontweight="normal", loc="center")

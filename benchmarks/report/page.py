@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 from benchmarks.report import claims, figures, tables
 from benchmarks.spec import SpecError
-from benchmarks.store import Store
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 EQUATIONS = {
@@ -28,27 +27,24 @@ class Figure:
     svg: Markup
 
 
-def write(store: Store, out: Path, readme: Path | None = None) -> None:
-    """Write ``out/figures`` and ``out/<profile>``, renew the README's block, and keep a copy in the store.
+def write(results: tables.Results, out: Path, readme: Path | None = None) -> None:
+    """Write ``out/figures`` and ``out/<profile>``, and renew the README's block.
 
     Raises:
         SpecError: a spec, or the README's markers, are not as they should be.
-        StoreError: the store can't be read or written.
     """
-    results = tables.Results.of(store)
     folder = out / results.name
     views = tables.write_tables(results, folder)
     rules = claims.load()
     judged = claims.judge(rules, results)
     claims.write(judged, results, rules, folder)
     figures.write_equations(out / "figures")
-    captions = figures.write_runs(results, store, folder / "figures")
+    captions = figures.write_runs(results, folder / "figures")
     shown = [Figure(name, text, inline(folder / "figures" / f"{name}.svg")) for name, text in captions.items()]
     shown += [Figure(name, text, inline(out / "figures" / f"{name}.svg")) for name, text in EQUATIONS.items()]
     (folder / "report.html").write_text(html(results, views, judged, rules, shown))
     if readme:
         update_readme(readme, readme_block(results, views["table1"], judged, folder, captions))
-    store.log_report(folder, out / "figures")
 
 
 def inline(path: Path) -> Markup:

@@ -1,4 +1,4 @@
-"""Tables from the store: per table a CSV with everything and a Markdown file for people. A pure function of the store."""
+"""Tables from records: per table a CSV with everything and a Markdown file for people. A pure function of the records."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 from scipy import stats  # scipy ships no types
 
+from benchmarks.record import Record
 from benchmarks.spec import HERE, TABLES, Cell, Profile, Row, Spec, load_profile, load_spec, published, resolve
-from benchmarks.store import Store
 
 CONFIDENCE = 0.95
 NOT_OURS = "not run: published by others"
@@ -20,25 +20,39 @@ Line = dict[str, str]
 
 @dataclass(frozen=True)
 class Results:
-    """What the store holds for one profile.
+    """The records of one profile's runs.
 
     Attributes:
-        seeds: one line a finished seed (:meth:`benchmarks.store.Store.seeds`), sorted by cell and seed.
+        seeds: one line a finished seed, by seed: ``cell``, ``seconds``, tags ``tag.*`` and metrics; sorted by cell and seed.
+        finished: the records of finished seeds, by cell hash and seed.
         failures: why seeds failed, by cell hash and seed.
     """
 
     name: str
     profile: Profile
     seeds: pd.DataFrame
+    finished: dict[tuple[str, int], Record]
     failures: dict[tuple[str, int], str]
 
     @classmethod
-    def of(cls, store: Store) -> "Results":
-        seeds = store.seeds()
-        if seeds.empty:
-            seeds = pd.DataFrame({"cell": [], "seed": [], "run_id": []})
-        seeds = seeds.sort_values(["cell", "seed", "run_id"]).drop_duplicates(["cell", "seed"]).set_index("seed")
-        return cls(store.profile, load_profile(store.profile), seeds, store.failures())
+    def of(cls, name: str, records: Iterable[Record]) -> "Results":
+        ordered = sorted(records, key=lambda record: record.key)
+        finished = {record.key: record for record in ordered if record.status == "finished"}
+        lines = [
+            {
+                "cell": one.cell,
+                "seed": one.seed,
+                "seconds": one.wall_s,
+                **{f"tag.{key}": value for key, value in one.provenance.items()},
+                "tag.data_digest": one.data.get("digest", ""),
+                "tag.checkpoint_sha256": one.checkpoint_sha256,
+                **{key: one.metrics[key] for key in sorted(one.metrics)},
+            }
+            for one in finished.values()
+        ]
+        seeds = pd.DataFrame(lines or {"cell": [], "seed": []}).set_index("seed")
+        failures = {record.key: record.reason for record in ordered if record.status == "failed"}
+        return cls(name, load_profile(name), seeds, finished, failures)
 
     @cached_property
     def by_cell(self) -> dict[str, pd.DataFrame]:
@@ -59,7 +73,7 @@ class Results:
             return list(failed.values())[-1]
         if cell.ann and self.of_cell(cell.ann).empty and self.failed_seeds(cell.ann):
             return f"its quantised ANN was not run: {self.why_not_run(cell.ann)}"
-        return "no finished seed in the store"
+        return "no finished seed"
 
     def failed_seeds(self, cell: Cell) -> dict[int, str]:
         """Seeds of a cell that failed and have not finished since, with the reason."""
