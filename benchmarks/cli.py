@@ -296,6 +296,41 @@ def import_(
     console.print(f"{taken} of {len(records)} runs taken in from {path}", highlight=False, soft_wrap=True)
 
 
+@app.command("data")
+def data_(
+    names: Annotated[list[str] | None, typer.Argument(help="data sets; default: all", show_default=False)] = None,
+    data_root: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
+    check: Annotated[bool, typer.Option("--check", help="read them whole: counts, checksums, damage")] = False,
+    download: Annotated[bool, typer.Option("--download", help="get what torchvision can get, then check it")] = False,
+) -> None:
+    """The data sets: found or not, where they were looked for, their size, how to get them."""
+    quiet()
+    from benchmarks.data import NAMES, PLACES, SIZES, DataError, load
+
+    if unknown := [name for name in names or [] if name not in NAMES]:
+        raise fail(DataError(f"unknown data set {unknown[0]!r}; known: {', '.join(NAMES)}"))
+    if download and (refused := [name for name in names or NAMES if names and not PLACES[name].downloads]):
+        raise fail(DataError(f"{refused[0]} can't be downloaded here; get it from {PLACES[refused[0]].where}"))
+    root, failed = data_root.resolve(), False
+    for name in names or NAMES:
+        place, size = PLACES[name], SIZES[name]
+        about = f"{size.train:,} + {size.test:,} images of {size.size}x{size.size}, {size.disk_gb:g} GB"
+        at = place.find(root)
+        state = f"found: {at}" if at else "found" if not place.folders else "not found"
+        if (check or download) and (state != "not found" or (download and place.downloads)):
+            try:
+                found = load(name, root=root, download=download and place.downloads)
+                state = f"whole: {found.source}, digest {found.digest[:16]}"
+            except DataError as error:
+                state, failed = str(error), True
+        if state == "not found":
+            looked = ", ".join(str(root / folder) for folder in place.folders)
+            state = f"not found: looked for {looked}; get it from {place.where}"
+        console.print(f"{name} ({about}): {state}", highlight=False, soft_wrap=True, markup=False)
+    if failed:
+        raise typer.Exit(1)
+
+
 class Bars:
     """One bar for all seeds, one for each that is being trained: epoch, images/s, remaining time."""
 

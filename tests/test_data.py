@@ -18,7 +18,9 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
+from typer.testing import CliRunner
 
+from benchmarks.cli import app
 from benchmarks.data import NAMES, DataError, events, images, load, loaders, small
 from benchmarks.data.base import Batches, InMemory, Part, crop_and_flip, digest, split
 from benchmarks.data.transforms import STATISTICS, AutoAugmentEach, CifarEach, Cutout, batch_transform, roll
@@ -118,7 +120,8 @@ def tiny_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_jpeg(folder / "val" / "images" / f"val_{i}.JPEG", (64, 64), 10 * i)
         lines.append(f"val_{i}.JPEG\t{wnids[i % 3]}\t0\t0\t63\t63\n")
     (folder / "val" / "val_annotations.txt").write_text("".join(lines))
-    tree = replace(images.TREES["imagenet200"], classes=3, train_images=30, val_images=6)
+    (folder / "wnids.txt").write_text("\n".join(wnids))
+    tree = replace(images.TREES["imagenet200"], classes=3, train=(10, 10), val=2)
     monkeypatch.setitem(images.TREES, "imagenet200", tree)
     return tmp_path
 
@@ -126,12 +129,12 @@ def tiny_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """torchvision's ImageNet layout: train/WNID and val/WNID; 4 classes, of which the subset uses 2."""
-    for wnid, value in ("n04", 200), ("n02", 60), ("n03", 130), ("n01", 0):
+    for number, (wnid, value) in enumerate([("n04", 200), ("n02", 60), ("n03", 130), ("n01", 0)]):
         for i in range(5):
             write_jpeg(tmp_path / "imagenet" / "train" / wnid / f"{wnid}_{i}.JPEG", (300 - 40 * i, 260), value)
-        for i in range(2):
-            write_jpeg(tmp_path / "imagenet" / "val" / wnid / f"ILSVRC2012_val_{i}.JPEG", (280, 400), value)
-    tree = replace(images.TREES["imagenet1k"], classes=4, train_images=20, val_images=8)
+        for i in (1 + number, 5 + number):
+            write_jpeg(tmp_path / "imagenet" / "val" / wnid / f"ILSVRC2012_val_{i:08}.JPEG", (280, 400), value)
+    tree = replace(images.TREES["imagenet1k"], classes=4, train=(4, 5), val=2)
     monkeypatch.setitem(images.TREES, "imagenet1k", tree)
     monkeypatch.setitem(images.TREES, "imagenet100", replace(tree, used=2))
     return tmp_path
@@ -456,12 +459,10 @@ def test_tiny_imagenet(tiny_imagenet: Path) -> None:
     assert (len(data.train), len(data.val), len(data.test), data.classes, data.size) == (27, 3, 6, 3, 64)
     assert data.batch_transform is None
     mean, std = (torch.tensor(x)[:, None, None] for x in STATISTICS["imagenet200"])
-    for i in range(
-        6
-    ):  # val_i is filled with 10 i; classes are n01, n02, n03 in sorted order, pictures n03, n01, n02, ...
+    for place, i in enumerate([1, 4, 2, 5, 0, 3]):  # val_i is filled with 10 i; pictures are of n03, n01, n02, n03, ...
         expected = (torch.full((3, 64, 64), 10 * i / 255) - mean) / std
-        torch.testing.assert_close(data.test[i][0], expected, rtol=0, atol=0.03)  # JPEG
-    assert labels_of(data.test) == [2, 0, 1, 2, 0, 1]
+        torch.testing.assert_close(data.test[place][0], expected, rtol=0, atol=0.03)  # JPEG
+    assert labels_of(data.test) == [0, 0, 1, 1, 2, 2]
     assert {data.train[i][0].shape for i in range(27)} == {(3, 64, 64)}
     augmented = load("imagenet200", root=tiny_imagenet)
     assert augmented.digest == data.digest
@@ -471,18 +472,65 @@ def test_tiny_imagenet(tiny_imagenet: Path) -> None:
     assert load("imagenet200", root=tiny_imagenet).digest != data.digest
 
 
+def test_tiny_imagenet_as_people_have_it(tiny_imagenet: Path) -> None:
+    """What file managers leave; validation images sorted into folders or not; annotations with a BOM and a blank last line."""
+    folder = tiny_imagenet / "tiny-imagenet-200"
+    published = load("imagenet200", root=tiny_imagenet)
+    for junk in ("train/n01/images/._n01_0.JPEG", "train/n02/@eaDir/n02_0.JPEG", "train/.ipynb_checkpoints/a.JPEG"):
+        (folder / junk).parent.mkdir(exist_ok=True)
+        (folder / junk).write_bytes(b"no image")
+    (folder / "train" / "__MACOSX").mkdir()
+    annotations = folder / "val" / "val_annotations.txt"
+    annotations.write_text("\ufeff" + annotations.read_text() + "\n")
+    assert load("imagenet200", root=tiny_imagenet).digest == published.digest
+    for line in annotations.read_text(encoding="utf-8-sig").split("\n"):
+        if line:
+            file, wnid = line.split("\t")[:2]
+            (folder / "val" / wnid / "images").mkdir(parents=True, exist_ok=True)
+            (folder / "val" / "images" / file).rename(folder / "val" / wnid / "images" / file)
+    by_class = load("imagenet200", root=tiny_imagenet)
+    assert by_class.digest == published.digest
+    assert labels_of(by_class.test) == labels_of(published.test)
+
+
 def test_damaged_tiny_imagenet(tiny_imagenet: Path) -> None:
     folder = tiny_imagenet / "tiny-imagenet-200"
+    annotations = folder / "val/val_annotations.txt"
+    whole = annotations.read_text()
+    annotations.write_text(whole.replace("n02", "n09"))
+    with pytest.raises(DataError, match=r"val_annotations\.txt: unknown class 'n09' of val_2\.JPEG"):
+        load("imagenet200", root=tiny_imagenet)
+    annotations.write_text(whole)
     (folder / "val/images/val_3.JPEG").unlink()
-    with pytest.raises(DataError, match=r"val_3\.JPEG: not there"):
+    with pytest.raises(DataError, match=r"val_3\.JPEG of class 'n03' is not there"):
         load("imagenet200", root=tiny_imagenet)
-    (folder / "train/n01/images/n01_0.JPEG").unlink()
-    with pytest.raises(DataError, match=r"imagenet200 is damaged: .*train: expected 30 training images, found 29"):
+    write_jpeg(folder / "val/images/val_3.JPEG", (64, 64), 30)
+    (folder / "train/n01/images/n01_0.JPEG").rename(folder / "train/n01/images/copy.JPEG")
+    with pytest.raises(
+        DataError, match=r"n01: expected 10 images, found 10; missing: n01_0\.JPEG; not of them: copy\.JPEG"
+    ):
         load("imagenet200", root=tiny_imagenet)
-    for path in (folder / "train/n01/images").iterdir():
-        path.unlink()
-    with pytest.raises(DataError, match=r"classes without images.*n01"):
+    (folder / "train/n01").rename(folder / "train/other")
+    with pytest.raises(DataError, match="expected 3 class folders, found 3; missing: n01; not of them: other; unpack"):
         load("imagenet200", root=tiny_imagenet)
+    annotations.unlink()
+    (folder / "train/other").rename(folder / "train/n01")
+    with pytest.raises(
+        DataError, match="6 images that are not in folders by class; sort them into folders by class, as"
+    ):
+        load("imagenet200", root=tiny_imagenet)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_truncated_image_is_named_in_training(tiny_imagenet: Path, workers: int) -> None:
+    data = load("imagenet200", root=tiny_imagenet)
+    assert isinstance(data.train, images.Items)
+    path = Path(data.train.keys[3])
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(DataError) as caught:
+        batches(loaders(data, 8, seed=0, workers=workers)[0])
+    assert str(caught.value).startswith(f"data set imagenet200 is damaged: {path}: ")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_imagenet_and_its_subset(imagenet: Path) -> None:
@@ -500,9 +548,17 @@ def test_imagenet_and_its_subset(imagenet: Path) -> None:
     assert (x.shape, y.shape, y.dtype) == ((4, 3, 224, 224), (4, 4), torch.float32)
     assert next(iter(val))[1].dtype == torch.int64
     assert load("imagenet1k", root=imagenet, augment=False).batch_transform is None
-    (imagenet / "imagenet/val/n04/ILSVRC2012_val_0.JPEG").unlink()
-    with pytest.raises(DataError, match="expected 8 validation images, found 7"):
+    one, other = (imagenet / "imagenet/val/n04" / f"ILSVRC2012_val_{i:08}.JPEG" for i in (1, 9))
+    one.rename(other)
+    with pytest.raises(
+        DataError, match=r"expected 2 images of n04, found 2; not of them: ILSVRC2012_val_00000009\.JPEG"
+    ):
         load("imagenet1k", root=imagenet)
+    other.rename(one)
+    for i in (0, 1):
+        (imagenet / "imagenet/train/n01" / f"n01_{i}.JPEG").unlink()
+    with pytest.raises(DataError, match="n01: expected 4 to 5 images, found 3"):
+        load("imagenet100", root=imagenet)
 
 
 # --- CIFAR10-DVS ------------------------------------------------------------------------------------------------------
@@ -557,6 +613,9 @@ def test_aedat4_gives_the_frames_of_the_events_it_holds(tmp_path: Path) -> None:
     write_aedat4(tmp_path / "a.aedat4", t, 127 - x, 127 - y, 1 - p)
     write_aedat2(tmp_path / "a.aedat", t, y, x, p)  # the other format's address is turned and mirrored
     assert np.array_equal(events.frames_of(tmp_path / "a.aedat4"), events.frames_of(tmp_path / "a.aedat"))
+    (tmp_path / "c.aedat").write_bytes(b"#!AER-DAT3.1\r\n" + bytes(800))
+    with pytest.raises(DataError, match=r"c\.aedat: its first line is b'#!AER-DAT3.1': neither AEDAT 2 nor AEDAT 4.0"):
+        events.frames_of(tmp_path / "c.aedat")
     (tmp_path / "b.aedat4").write_bytes((tmp_path / "a.aedat4").read_bytes()[:900])
     with pytest.raises(DataError, match=r"cifar10-dvs is damaged: .*b\.aedat4"):
         events.frames_of(tmp_path / "b.aedat4")
@@ -700,6 +759,40 @@ def test_soft_labels_are_mixed_and_smoothed() -> None:
     assert mixed > 25
     assert batch_transform("imagenet100", 100) is not None
     assert all(batch_transform(name, 10) is None for name in ("cifar10", "imagenet200", "digits", "cifar10-dvs"))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def told(*words: str) -> tuple[int, list[str]]:
+    result = CliRunner().invoke(app, ["data", *words])
+    return result.exit_code, result.output.splitlines()
+
+
+def test_the_command_lists_what_is_there_and_how_to_get_the_rest(cifar: Callable[[str], Path]) -> None:
+    root = cifar("cifar10")
+    code, lines = told("--data-root", str(root))
+    assert code == 0
+    assert [line.split(" ")[0] for line in lines] == list(NAMES)
+    by_name = dict(zip(NAMES, lines, strict=True))
+    assert by_name["cifar10"].endswith(f"images of 32x32, 0.2 GB): found: {root}/cifar-10-batches-py")
+    assert f"not found: looked for {root}/cifar-100-python, {root}/cifar100; get it from https:" in by_name["cifar100"]
+    assert by_name["digits"].endswith("): found")
+
+
+def test_the_command_checks_what_is_there(cifar: Callable[[str], Path]) -> None:
+    root = cifar("cifar10")
+    code, lines = told("cifar10", "digits", "--check", "--data-root", str(root))
+    assert code == 0
+    assert all(": whole: " in line for line in lines)
+    (root / "cifar-10-batches-py" / "data_batch_3").unlink()
+    code, lines = told("cifar10", "--check", "--data-root", str(root))
+    assert code == 1
+    assert "cifar10 is damaged" in lines[0]
+
+
+def test_the_command_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    assert told("mnist")[0] == told("imagenet1k", "--download")[0] == 1
 
 
 # --- what is not there ------------------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .base import Data, DataError, loaders
+from .places import PLACES
 from .small import digits, fashion_mnist
 
-__all__ = ["NAMES", "SIZES", "Data", "DataError", "Size", "load", "loaders"]
+__all__ = ["NAMES", "PLACES", "SIZES", "Data", "DataError", "Size", "load", "loaders"]
 
 
 @dataclass(frozen=True)

@@ -214,13 +214,19 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         done = self.sampler.first % self.sampler.together
-        for images, labels in self.chunks:
+        for images, labels in self._chunks():
             if self.sampler.together == 1:
                 yield images, labels
                 continue
             batches = zip(images.split(self.sampler.batch_size), labels.split(self.sampler.batch_size), strict=True)
             yield from itertools.islice(batches, done, None)
             done = 0
+
+    def _chunks(self) -> Iterator[Batch]:
+        try:
+            yield from self.chunks
+        except DataError as error:  # of a worker, with its traceback in front
+            raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
 
 
 def loaders(

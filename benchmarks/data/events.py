@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .base import Data, DataError, digest, split
 from .images import Items
+from .places import PLACES
 from .transforms import recipe
 
 log = logging.getLogger(__name__)
@@ -19,10 +20,6 @@ log = logging.getLogger(__name__)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RECORDINGS = 1000  # of each class
 FRAMES, SENSOR, SIZE = 10, 128, 48
-WHERE = (
-    "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671 (the ten archives, unpacked into one folder per class)"
-    ' or tonic.datasets.CIFAR10DVS("ROOT")'
-)
 
 
 def cifar10_dvs(root: Path, steps: int | None, augment: bool, validation: float, seed: int) -> Data:
@@ -106,9 +103,13 @@ def frames_of(path: Path) -> np.ndarray:
     except ImportError as error:
         raise DataError(f"CIFAR10-DVS needs tonic to read {path.name} ({error}); pip install tonic aedat") from None
     try:
-        if path.suffix == ".aedat4":
+        with path.open("rb") as file:
+            header = file.readline(32).strip()
+        if header == b"#!AER-DAT4.0":
             events = read_aedat4(str(path))
             events.dtype.names = ("t", "x", "y", "p")
+        elif not header.startswith(b"#!AER-DAT2."):
+            raise ValueError(f"its first line is {header!r}: neither AEDAT 2 nor AEDAT 4.0")
         else:
             version, start, *_ = read_aedat_header_from_file(str(path))
             if (path.stat().st_size - start) % 8:
@@ -129,7 +130,7 @@ def frames_of(path: Path) -> np.ndarray:
 
 def _recordings(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise DataError.missing("cifar10-dvs", folder, WHERE)
+        raise DataError.missing("cifar10-dvs", folder, PLACES["cifar10-dvs"].where)
     numbered = [
         (int(number[1]), path) for path in folder.glob("*.aedat*") if (number := re.search(r"(\d+)\.", path.name))
     ]

@@ -1,7 +1,9 @@
 """CIFAR-10 and -100, in memory, and the ImageNets, image by image in the workers: read from their official layouts."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 from torchvision.datasets.utils import check_integrity
 
 from .base import Data, DataError, InMemory, Part, digest, downloading, split
+from .places import PLACES
 from .transforms import CifarEach, batch_transform, recipe
 
 
@@ -57,8 +60,8 @@ def cifar(name: str, root: Path, augment: bool, validation: float, seed: int, do
     elif images.is_dir():
         folder, parts = images, [_cifar_folders(name, images / part) for part in ("train", "test")]
     else:
-        where = "https://www.cs.toronto.edu/~kriz/cifar.html, or load it with download=True"
-        raise DataError.missing(name, f"{folder} (torchvision's files) or {images} (train|test/CLASS/*.png)", where)
+        place = f"{folder} (torchvision's files) or {images} (train|test/CLASS/*.png)"
+        raise DataError.missing(name, place, PLACES[name].where)
     (pixels, labels), (test_pixels, test_labels) = (_in_order(*part) for part in parts)
     train, val = split(labels, validation, seed)
 
@@ -95,20 +98,18 @@ def _cifar_folders(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Pixels [n, 32, 32, 3] and labels [n]; the published class names are in sorted order, as are numbers."""
     if not folder.is_dir():
         raise DataError.damaged(name, folder, "not there", "unpack it again")
-    classes = [path for path in folder.iterdir() if path.is_dir() and not _is_junk(path)]
+    classes = [path for path in folder.iterdir() if path.is_dir() and not _is_junk(path.name)]
     numbered = all(path.name.isdecimal() for path in classes)
     classes.sort(key=lambda path: (int(path.name) if numbered else 0, path.name))
     expected = PER_CLASS[name][folder.name == "test"]
-    _count(name, folder, "class folders", 10 if name == "cifar10" else 100, len(classes))
+    count = 10 if name == "cifar10" else 100
+    _whole(name, folder, [path.name for path in classes], (count, count), None, "class folders")
     pixels, labels = [], []
     for label, path in enumerate(classes):
-        files = [file for file in path.iterdir() if file.suffix.lower() in IMG_EXTENSIONS and not _is_junk(file)]
-        _count(name, path, "images", expected, len(files))
+        files = [file for file in path.iterdir() if file.suffix.lower() in IMG_EXTENSIONS and not _is_junk(file.name)]
+        _whole(name, path, [file.name for file in files], (expected, expected), None)
         for file in files:
-            try:
-                image = np.asarray(default_loader(str(file)))
-            except OSError as error:
-                raise DataError.damaged(name, file, str(error)) from None
+            image = np.asarray(Pictures(name)(str(file)))
             if image.shape != (32, 32, 3):
                 raise DataError.damaged(name, file, f"expected 32x32 pixels, found {image.shape[1]}x{image.shape[0]}")
             pixels.append(image)
@@ -116,8 +117,8 @@ def _cifar_folders(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(pixels), np.asarray(labels)
 
 
-def _is_junk(path: Path) -> bool:
-    return path.name.startswith(".") or path.name in JUNK
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name in JUNK
 
 
 def _in_order(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,81 +130,168 @@ def _in_order(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nd
 
 @dataclass(frozen=True)
 class Tree:
-    """An ImageNet folder: its name under the root, and what it must hold to be whole."""
+    """An ImageNet folder: its name under the root, and what it must hold to be whole.
+
+    Attributes:
+        train: the fewest and the most training images of a class.
+        val: validation images of a class.
+        train_name, val_name: of image i of class wnid, and of validation image i, counted from `first`; None: not a rule.
+        used: the first so many classes in sorted order; None: all.
+    """
 
     folder: str
     classes: int
-    train_images: int
-    val_images: int
+    train: tuple[int, int]
+    val: int
     size: int
-    where: str
-    used: int | None = None  # the first so many classes in sorted order; None: all
+    val_name: str
+    first: int
+    train_name: str | None = None
+    used: int | None = None
 
 
-IMAGENET = "https://image-net.org/download-images.php (ILSVRC 2012), in torchvision's layout train/WNID, val/WNID"
 TREES = {
     "imagenet200": Tree(
-        "tiny-imagenet-200", 200, 100_000, 10_000, 64, "http://cs231n.stanford.edu/tiny-imagenet-200.zip, unpacked"
+        "tiny-imagenet-200",
+        200,
+        (500, 500),
+        50,
+        64,
+        "val_{i}.JPEG",
+        0,
+        "{wnid}_{i}.JPEG",
     ),
-    "imagenet1k": Tree("imagenet", 1000, 1_281_167, 50_000, 224, IMAGENET),
-    "imagenet100": Tree("imagenet", 1000, 1_281_167, 50_000, 224, IMAGENET, used=100),
+    "imagenet1k": Tree("imagenet", 1000, (732, 1300), 50, 224, "ILSVRC2012_val_{i:08}.JPEG", 1),
 }
+TREES["imagenet100"] = replace(TREES["imagenet1k"], used=100)
 
 
 def imagenet(name: str, root: Path, augment: bool, validation: float, seed: int) -> Data:
     """ImageNet-200 (Tiny ImageNet), ImageNet-1k, or ImageNet-100: the first 100 of ImageNet-1k's WNIDs in sorted order.
 
-    The official test labels are not public: the official validation images test, as is usual. Folder and image counts
-    are checked; of the subset only the number of classes and test images is known beforehand.
+    The official test labels are not public: the official validation images test, as is usual. They lie in folders by class, or as
+    Tiny ImageNet is published, in one folder with ``val_annotations.txt``. Names and counts of classes and images are checked, as
+    far as they are published: of ImageNet's training images the fewest and the most of a class.
     """
     tree = TREES[name]
     folder = root / tree.folder
-    train_folder, val_folder = folder / "train", folder / "val"
-    for part in (train_folder, val_folder):
-        if not part.is_dir():
-            raise DataError.missing(name, part, tree.where)
-    wnids = sorted(path.name for path in train_folder.iterdir() if path.is_dir())
-    _count(name, train_folder, "class folders", tree.classes, len(wnids))
-    wnids = wnids[: tree.used]
-    index = {wnid: label for label, wnid in enumerate(wnids)}
-    try:
-        samples = make_dataset(str(train_folder), index, extensions=IMG_EXTENSIONS)
-        annotations = val_folder / "val_annotations.txt"
-        if annotations.is_file():  # Tiny ImageNet's: file name, WNID and a box
-            rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
-            test = sorted((str(val_folder / "images" / file), index[wnid]) for file, wnid in rows)
-        else:
-            test = make_dataset(str(val_folder), index, extensions=IMG_EXTENSIONS)
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        raise DataError.damaged(name, folder, f"classes without images or with unknown names ({error})") from None
-    if tree.used is None:
-        _count(name, train_folder, "training images", tree.train_images, len(samples))
-    _count(name, val_folder, "validation images", tree.val_images * len(wnids) // tree.classes, len(test))
+    for part in ("train", "val"):
+        if not (folder / part).is_dir():
+            raise DataError.missing(name, folder / part, PLACES[name].where)
+    wnids = _wnids(name, tree, folder)
+    every_val = {tree.val_name.format(i=i + tree.first) for i in range(tree.classes * tree.val)}
+    parts = {"train": {w: _files(name, folder / "train" / w) for w in wnids}, "val": _val(name, tree, folder, wnids)}
+    for wnid, files in parts["train"].items():
+        rule = {tree.train_name.format(wnid=wnid, i=i) for i in range(tree.train[0])} if tree.train_name else None
+        _whole(name, folder / "train" / wnid, files, tree.train, rule)
+    for wnid, files in parts["val"].items():
+        _whole(name, folder / "val", files, (tree.val, tree.val), every_val, f"images of {wnid}")
 
-    paths, labels = np.array([path for path, _ in samples]), np.array([label for _, label in samples])
-    train, val = split(labels, validation, seed)
-    try:
-        sizes = [
-            f"{Path(path).relative_to(folder).as_posix()} {Path(path).stat().st_size}" for path, _ in samples + test
+    described, samples = [], {}
+    for part, classes in parts.items():
+        items = [
+            (label, file, classes[wnid][file]) for label, wnid in enumerate(wnids) for file in sorted(classes[wnid])
         ]
-    except FileNotFoundError as error:
-        raise DataError.damaged(name, error.filename, "not there") from None
+        try:
+            described += [f"{part} {wnids[label]} {file} {os.stat(path).st_size}" for label, file, path in items]
+        except FileNotFoundError as error:
+            raise DataError.damaged(name, error.filename, "not there") from None
+        samples[part] = np.array([path for _, _, path in items]), np.array([label for label, _, _ in items])
+    paths, labels = samples["train"]
+    train, val = split(labels, validation, seed)
     plain, augmented = recipe(name, False), recipe(name, augment)
+    read = Pictures(name)
     return Data(
         name=name,
-        train=Items(default_loader, paths[train], labels[train], augmented),
-        val=Items(default_loader, paths[val], labels[val], plain),
-        test=Items(default_loader, np.array([path for path, _ in test]), np.array([label for _, label in test]), plain),
+        train=Items(read, paths[train], labels[train], augmented),
+        val=Items(read, paths[val], labels[val], plain),
+        test=Items(read, *samples["val"], plain),
         classes=len(wnids),
         in_channels=3,
         size=tree.size,
         frames=False,
-        digest=digest("\n".join(sizes), train, val),
+        digest=digest("\n".join(described), train, val),
         source=str(folder),
         batch_transform=batch_transform(name, len(wnids)) if augment else None,
     )
 
 
-def _count(name: str, path: Path, what: str, expected: int, found: int) -> None:
-    if found != expected:
-        raise DataError.damaged(name, path, f"expected {expected} {what}, found {found}", "unpack it again")
+@dataclass(frozen=True)
+class Pictures:
+    """Reads an image file of the data set `name`; a damaged one is named."""
+
+    name: str
+
+    def __call__(self, path: str) -> Any:
+        try:
+            return default_loader(str(path))
+        except OSError as error:
+            raise DataError.damaged(self.name, path, str(error)) from None
+
+
+def _wnids(name: str, tree: Tree, folder: Path) -> list[str]:
+    """The class folders of train/, compared with the list that Tiny ImageNet has beside them."""
+    found = {path.name for path in (folder / "train").iterdir() if path.is_dir() and not _is_junk(path.name)}
+    listed = folder / "wnids.txt"
+    expected = set(listed.read_text(encoding="utf-8-sig").split()) if listed.is_file() else None
+    if expected is None and len(found) != tree.classes:
+        expected = {wnid for wnid in found if re.fullmatch(r"n\d{8}", wnid)}
+    _whole(name, folder / "train", found, (tree.classes, tree.classes), expected, "class folders")
+    return sorted(found)[: tree.used]
+
+
+def _val(name: str, tree: Tree, folder: Path, wnids: list[str]) -> dict[str, dict[str, str]]:
+    """Of each class, file names and paths of its validation images; folders by class are taken before annotations."""
+    val = folder / "val"
+    if any((val / wnid).is_dir() for wnid in wnids):
+        return {wnid: _files(name, val / wnid) for wnid in wnids}
+    files, annotations = _files(name, val), val / "val_annotations.txt"
+    if not annotations.is_file():
+        remedy = "sort them into folders by class, as the devkit's ground truth or PyTorch's valprep.sh says"
+        raise DataError.damaged(name, val, f"{len(files)} images that are not in folders by class", remedy)
+    found: dict[str, dict[str, str]] = {wnid: {} for wnid in wnids}
+    for line in annotations.read_text(encoding="utf-8-sig").splitlines():
+        if line.strip():  # file name, WNID and a box
+            file, wnid, *_ = [*line.split("\t"), ""]
+            if wnid not in found or file not in files:
+                problem = (
+                    f"{file} of class {wnid!r} is not there" if wnid in found else f"unknown class {wnid!r} of {file}"
+                )
+                raise DataError.damaged(name, annotations, problem)
+            found[wnid][file] = files[file]
+    return found
+
+
+def _files(name: str, folder: Path) -> dict[str, str]:
+    """The paths of all images below a folder, by their names; what file managers and archivers leave is passed over."""
+    found: dict[str, str] = {}
+    for where, folders, files in os.walk(folder):
+        folders[:] = [one for one in folders if not _is_junk(one)]
+        for file in files:
+            if file.lower().endswith(IMG_EXTENSIONS) and not _is_junk(file):
+                if file in found:
+                    raise DataError.damaged(name, folder, f"{file} is there twice", "unpack it again")
+                found[file] = os.path.join(where, file)
+    return found
+
+
+def _whole(
+    name: str,
+    path: Path,
+    found: Collection[str],
+    bounds: tuple[int, int],
+    expected: set[str] | None,
+    what: str = "images",
+) -> None:
+    """Raise DataError unless there are as many as there should be, with the names they should have; it names what is not."""
+    least, most = bounds
+    surplus = sorted(set(found) - expected) if expected else []
+    if least <= len(found) <= most and not surplus:
+        return
+    count = f"{least}" if least == most else f"{least} to {most}"
+    told = [f"expected {count} {what}, found {len(found)}"]
+    missing = sorted(expected - set(found)) if expected and len(expected) == least else []
+    for word, files in (("missing", missing), ("not of them", surplus)):
+        if files:
+            told.append(f"{word}: {', '.join(files[:3])}" + f" and {len(files) - 3} more" * (len(files) > 3))
+    raise DataError.damaged(name, path, "; ".join(told), "unpack it again")

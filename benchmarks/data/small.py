@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import Data, DataError, InMemory, crop_and_flip, digest, downloading, split
+from .places import PLACES
 
 DIGITS_MEAN, DIGITS_STD = 0.3058, 0.3766  # of the training and validation pixels / 16
 FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of the 60 000 training images / 255
@@ -105,8 +106,8 @@ def _idx(folder: Path, name: str, *shape: int) -> np.ndarray:
     """The bytes of an IDX file, packed or not, as [n, *shape], once size, header and MD5 have been checked."""
     path = next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
     if path is None:
-        where = "torchvision (load with download=True) or Debian's package dataset-fashion-mnist"
-        raise DataError.missing("fashion-mnist", folder / f"{name}.gz" if folder.is_dir() else folder, where)
+        place = folder / f"{name}.gz" if folder.is_dir() else folder
+        raise DataError.missing("fashion-mnist", place, PLACES["fashion-mnist"].where)
     raw, (size, md5) = path.read_bytes(), FASHION[name]
     if path.suffix == ".gz":
         try:
