@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from benchmarks import spec
-from benchmarks.record import Epoch, Record, RecordError, Result
+from benchmarks.record import Epoch, RecordError, Result
 from benchmarks.run.schedule import STATE_DIR, Job, jobs_of
 from benchmarks.run.schedule import run as run_jobs
 from benchmarks.run.state import Stop
@@ -112,6 +112,7 @@ def run(
     for reason in sorted(set(failed.values())):
         cells = sum(r == reason for r in failed.values())
         console.print(f"[yellow]not run[/yellow] ({cells} cells): {reason}", highlight=False, soft_wrap=True)
+    compare_with_committed(profile, store, {job.key for job in work})
     if failed:
         raise typer.Exit(1)
 
@@ -198,20 +199,33 @@ def report(
             page.write(Results.of(profile, ours), out, readme)
             if not records:
                 Store(profile).log_report(out / profile, out / "figures")
-            console.print(against_the_record(profile, ours), highlight=False, soft_wrap=True, markup=False)
+                compare_with_committed(profile, Store(profile))
     except (spec.SpecError, StoreError, RecordError) as error:
         raise fail(error) from error
     console.print(f"written: {out / ('latency-*' if what == 'latency' else profile)}", highlight=False)
 
 
-def against_the_record(profile: str, ours: list[Record]) -> str:
-    """Runs against the committed ones, in one line."""
+def compare_with_committed(profile: str, store: Store, keys: set[tuple[str, int]] | None = None) -> None:
+    """Say how the runs trained here (of these cells and seeds) compare to those committed: what differs, then one line of all."""
     from benchmarks import record
 
     path = record_of(profile, None)
     if not path.exists():
-        return f"not compared: no record of runs is committed for profile {profile} ({path})"
-    return record.in_one_line(record.compare(ours, record.load(path)))
+        say(f"not compared: no record of runs is committed for profile {profile} ({path})")
+        return
+    try:
+        ours = [one for one in store.records(imported=False) if keys is None or one.key in keys]
+        found = record.compare(ours, record.load(path))
+    except (StoreError, RecordError) as error:
+        raise fail(error) from error
+    for one in found:
+        if one.verdict == "differs":
+            say(f"{one.ours.title}, seed {one.ours.seed}: {one.text}")
+    say(record.in_one_line(found))
+
+
+def say(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()

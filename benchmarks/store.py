@@ -242,15 +242,15 @@ class Store:
         )
         self.client.log_text(run_id, record.line() + "\n", RECORD)
 
-    def records(self) -> list[Record]:
+    def records(self, imported: bool = True) -> list[Record]:
         """The record of every finished seed, and of the latest failure of a seed that has not finished; a run trained here
-        goes before an imported one."""
+        goes before an imported one. ``imported=False`` leaves those out: only runs trained here can confirm a record."""
         found: dict[tuple[str, int], Record] = {}
         with explained(self.uri):
             runs = self._search("tags.kind = 'seed' and attributes.status = 'FINISHED'")
             runs += self._search("tags.kind = 'seed' and attributes.status = 'FAILED'")
             runs = sorted(
-                runs,
+                [run for run in runs if imported or run.data.tags.get("imported") != "true"],
                 key=lambda run: (
                     run.info.status == "FINISHED",
                     run.data.tags.get("imported") != "true",

@@ -163,3 +163,28 @@ def test_a_report_changes_no_tracked_file_and_says_how_its_runs_compare(
     assert CliRunner().invoke(app, ["export"]).exit_code == 0
     done = CliRunner().invoke(app, ["report"])
     assert "0 of 0 runs identical to the committed ones, bit for bit" in " ".join(done.output.split())
+
+
+def test_run_ends_with_the_comparison_of_what_was_trained_here(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["run", "table1", "--rows", "1", "--device", "cpu", "--jobs", "1"]  # finished already: nothing is trained
+
+    def ending() -> list[str]:
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        return [
+            line for line in done.output.splitlines() if "compared" in line or "differs" in line or "committed" in line
+        ]
+
+    assert ending() == ["not compared: no record of runs is committed for profile digits (results/digits/runs.jsonl)"]
+    assert CliRunner().invoke(app, ["export"]).exit_code == 0
+    assert ending() == ["1 of 1 runs identical to the committed ones, bit for bit"]
+    path = Path("results/digits/runs.jsonl")
+    path.write_text(path.read_text().replace('"test/final": 50.0', '"test/final": 51.0'))
+    first, last = ending()
+    assert first.startswith(
+        "ResNet-18 IF L=1 T=4 on digits, seed 42: differs in 1 of 2 metrics; test accuracy -1.00 points"
+    )
+    assert last.startswith("0 of 1 runs identical")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri.replace("m.db", "other.db"))
+    assert CliRunner().invoke(app, ["import"]).exit_code == 0
+    assert ending() == ["0 of 0 runs identical to the committed ones, bit for bit"]  # an import is no reproduction
