@@ -30,7 +30,7 @@ __all__ = ["BACKENDS", "backend_for", "lmht", "mht", "qcfs", "use_backend"]
 BACKENDS = ("eager", "compiled", "triton")
 # A CPU kernel costs seconds once; below this many elements it would take thousands of calls to win them back.
 WORTH_COMPILING = 1 << 15
-MOST_STEPS = 16  # a program keeps T rows and T x T sums in registers or close by
+MOST_STEPS = 64  # a program keeps T rows and T x T sums in registers or a cache
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 _chosen: ContextVar[str | None] = ContextVar("lmht_backend", default=None)
@@ -53,7 +53,7 @@ def use_backend(name: str) -> Iterator[None]:
 def backend_for(x: Tensor) -> str:
     """The backend that ``x [T, ...]`` gets: the one asked for, else the fastest one for its device, dtype and size.
 
-    CUDA: ``triton``. CPU: ``compiled`` from 32768 elements on, if there is a C++ compiler. Everything else, and T > 16: ``eager``.
+    CUDA: ``triton``. CPU: ``compiled`` from 32768 elements on, if there is a C++ compiler. Everything else, and T > 64: ``eager``.
     A network under ``torch.compile`` keeps the choice that held when it was compiled.
 
     Raises:

@@ -57,19 +57,27 @@ POINTER, INTEGER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
 
 @functools.cache
 def library(steps: int, dtype: torch.dtype) -> ctypes.CDLL:
-    """``fire.cpp`` for ``steps`` time-steps of ``dtype``."""
-    loaded = build("fire.cpp", dtype, STEPS=steps)
+    """``fire.cpp`` for ``steps`` time-steps of ``dtype``; 64 stands for any number from 17 on."""
+    long = (
+        steps > 16 and dtype.itemsize >= 4
+    )  # four vectors in turn hide how long a sum over T takes; halves are two already
+    loaded = build("fire.cpp", dtype, STEPS=steps, REGISTERS=4 if long else 1)
     neuron: list[Any] = [POINTER, POINTER, POINTER, FLAG, POINTER, ctypes.c_int]
-    loaded.forward.argtypes = [POINTER, INTEGER, INTEGER, *neuron, POINTER]
-    loaded.backward.argtypes = [POINTER, INTEGER, POINTER, INTEGER, INTEGER, *neuron, FLAG, POINTER, POINTER, POINTER]
+    loaded.forward.argtypes = [ctypes.c_int, POINTER, INTEGER, INTEGER, *neuron, POINTER]
+    gradients: list[Any] = [FLAG, POINTER, POINTER, POINTER]
+    loaded.backward.argtypes = [ctypes.c_int, POINTER, INTEGER, POINTER, INTEGER, INTEGER, *neuron, *gradients]
     loaded.forward.restype = loaded.backward.restype = None
     return loaded
+
+
+def library_for(steps: int, dtype: torch.dtype) -> ctypes.CDLL:
+    return library(steps if steps <= 16 else 64, dtype)
 
 
 @functools.cache
 def qcfs_library(dtype: torch.dtype) -> ctypes.CDLL:
     """``qcfs.cpp`` for ``dtype``."""
-    loaded = build("qcfs.cpp", dtype)
+    loaded = build("qcfs.cpp", dtype, REGISTERS=1)
     wide = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
     activation: list[Any] = [wide, POINTER, ctypes.c_int]
     loaded.forward.argtypes = [POINTER, INTEGER, *activation, POINTER]
@@ -90,8 +98,8 @@ def fire(x: Tensor, omega: Tensor | None, leak: Tensor, v0: Tensor, constants: T
     """``s(t) * theta`` as ``[T, M]``, for ``x [T, M]`` with dense rows; see :mod:`lmht.kernels.operator` for the rest."""
     steps, size = x.shape
     out = x.new_empty(steps, size)
-    forward = library(steps, x.dtype).forward
-    forward(x.data_ptr(), x.stride(0), size, *neuron(omega, leak, v0, constants), out.data_ptr())
+    forward = library_for(steps, x.dtype).forward
+    forward(steps, x.data_ptr(), x.stride(0), size, *neuron(omega, leak, v0, constants), out.data_ptr())
     return out
 
 
@@ -109,7 +117,8 @@ def fire_backward(
     """``dx [T, M]``, ``domega [T, T]``, ``dleak [T]``; the last two unset without ``parameters``, domega zero without Omega."""
     steps, size = x.shape
     dx, domega, dleak = x.new_empty(steps, size), leak.new_empty(steps, steps), leak.new_empty(steps)
-    library(steps, x.dtype).backward(
+    library_for(steps, x.dtype).backward(
+        steps,
         grad.data_ptr(),
         grad.stride(0),
         x.data_ptr(),

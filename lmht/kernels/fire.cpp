@@ -1,9 +1,11 @@
 // The fused LM-HT operator on the CPU: one read and one write forward, two reads and one write backward, whatever T.
 //
-// STEPS is T. A thread takes a vector of neurons through all T steps at once. A row is one time-step of x [T, M], its elements
-// adjacent.
+// STEPS is T up to 16; one kernel with STEPS = 64 takes all T from 17 to 64. A thread takes a vector of neurons through all T steps
+// at once. A row is one time-step of x [T, M], its elements adjacent.
 
-#ifdef __clang__
+#if STEPS > 16  // rows stay in the first cache; REGISTERS > 1 hides how long a sum over T takes
+#define UNROLL
+#elif defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #else
 #define UNROLL _Pragma("GCC unroll 16")  // keeps rows in registers
@@ -11,7 +13,7 @@
 
 namespace {
 
-constexpr int T = STEPS, SUMS = T + T * T;
+constexpr int known(int steps) { return STEPS > 16 ? steps : STEPS; }
 
 // Each thread has a copy: what it writes could otherwise, for all the compiler knows, change the parameters.
 struct Neuron {
@@ -19,20 +21,20 @@ struct Neuron {
   bool potentials;  // v(0) is [M], else one number
   const WIDE* v0;
   WIDE theta, levels, low, high;  // low, high: the ends of the surrogate's window (Eq. 8)
-  WIDE leak[T], omega[T][T];
+  WIDE leak[STEPS], omega[STEPS * STEPS];
 
-  Neuron(const WIDE* omega_from, const WIDE* leak_from, const WIDE* v0_from, bool vector, const WIDE* constants)
+  Neuron(int T, const WIDE* omega_from, const WIDE* leak_from, const WIDE* v0_from, bool vector, const WIDE* constants)
       : mixed(omega_from), potentials(vector), v0(v0_from) {
     theta = constants[0], levels = constants[1], low = constants[2], high = constants[3];
     std::copy_n(leak_from, T, leak);
-    if (mixed) std::copy_n(omega_from, T * T, omega[0]);
+    if (mixed) std::copy_n(omega_from, T * T, omega);
   }
 };
 
 // before: v(t-1), after the soft reset; m: v(t-1) * lambda + I(t); out: s(t) * theta.
 template <typename Count>
-INLINE inline void integrate_and_fire(const Neuron& neuron, int64_t first, Count n, const Wide (&x)[T], Wide (&before)[T],
-                                      Wide (&m)[T], Wide (&out)[T]) {
+INLINE inline void integrate_and_fire(int T, const Neuron& neuron, int64_t first, Count n, const Wide (&x)[STEPS],
+                                      Wide (&before)[STEPS], Wide (&m)[STEPS], Wide (&out)[STEPS]) {
   const Wide theta(neuron.theta), levels(neuron.levels), zero(0);
   Wide v(*neuron.v0);
   if (neuron.potentials) v = n < WIDTH ? Wide::loadu(neuron.v0 + first, n) : Wide::loadu(neuron.v0 + first);
@@ -40,7 +42,7 @@ INLINE inline void integrate_and_fire(const Neuron& neuron, int64_t first, Count
     before[t] = v;
     Wide potential = Wide(neuron.leak[t]) * v;
     if (neuron.mixed)
-      UNROLL for (int j = 0; j < T; ++j) potential = potential + Wide(neuron.omega[t][j]) * x[j];
+      UNROLL for (int j = 0; j < T; ++j) potential = potential + Wide(neuron.omega[t * T + j]) * x[j];
     else
       potential = potential + x[t];
     m[t] = potential;
@@ -51,15 +53,16 @@ INLINE inline void integrate_and_fire(const Neuron& neuron, int64_t first, Count
 
 }  // namespace
 
-extern "C" void forward(const SCALAR* x, int64_t stride, int64_t size, const WIDE* omega, const WIDE* leak, const WIDE* v0,
-                        bool potentials, const WIDE* constants, int threads, SCALAR* out) {
+extern "C" void forward(int steps, const SCALAR* x, int64_t stride, int64_t size, const WIDE* omega, const WIDE* leak,
+                        const WIDE* v0, bool potentials, const WIDE* constants, int threads, SCALAR* out) {
+  const int T = known(steps);
 #pragma omp parallel for num_threads(threads_for(size * T, threads)) schedule(static)
   for (int64_t start = 0; start < size; start += CHUNK) {
-    const Neuron neuron(omega, leak, v0, potentials, constants);
+    const Neuron neuron(T, omega, leak, v0, potentials, constants);
     vectors(start, std::min(start + CHUNK, size), [&](int64_t first, auto n) INLINE {
-      Wide xs[T], before[T], m[T], outs[T];
+      Wide xs[STEPS], before[STEPS], m[STEPS], outs[STEPS];
       UNROLL for (int t = 0; t < T; ++t) xs[t] = load(x + t * stride + first, n);
-      integrate_and_fire(neuron, first, n, xs, before, m, outs);
+      integrate_and_fire(T, neuron, first, n, xs, before, m, outs);
       UNROLL for (int t = 0; t < T; ++t) store(outs[t], out + t * size + first, n);
     });
   }
@@ -67,21 +70,22 @@ extern "C" void forward(const SCALAR* x, int64_t stride, int64_t size, const WID
 
 // dx and, unless they are null, dleak [T] and domega [T, T] (without Omega: zeros). These are summed within a chunk, then over the
 // chunks in order, so the number of threads does not show.
-extern "C" void backward(const SCALAR* grad, int64_t grad_stride, const SCALAR* x, int64_t stride, int64_t size, const WIDE* omega,
-                         const WIDE* leak, const WIDE* v0, bool potentials, const WIDE* constants, int threads, bool chain,
-                         SCALAR* dx, WIDE* dleak, WIDE* domega) {
+extern "C" void backward(int steps, const SCALAR* grad, int64_t grad_stride, const SCALAR* x, int64_t stride, int64_t size,
+                         const WIDE* omega, const WIDE* leak, const WIDE* v0, bool potentials, const WIDE* constants, int threads,
+                         bool chain, SCALAR* dx, WIDE* dleak, WIDE* domega) {
+  const int T = known(steps), SUMS = T + T * T;
   const int64_t chunks = (size + CHUNK - 1) / CHUNK;
   std::vector<double> partial(dleak ? chunks * SUMS : 0);
 #pragma omp parallel for num_threads(threads_for(size * T, threads)) schedule(static)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const Neuron neuron(omega, leak, v0, potentials, constants);
+    const Neuron neuron(T, omega, leak, v0, potentials, constants);
     const Wide low(neuron.low), high(neuron.high), one(1);
-    Wide sums[SUMS];  // T for lambda, then T x T for Omega
-    std::fill_n(sums, SUMS, Wide(0));
+    Part sums[STEPS + STEPS * STEPS];  // T for lambda, then T x T for Omega
+    std::fill_n(sums, SUMS, Part(0));
     vectors(chunk * CHUNK, std::min((chunk + 1) * CHUNK, size), [&](int64_t first, auto n) INLINE {
-      Wide xs[T], before[T], m[T], outs[T], dm[T];
+      Wide xs[STEPS], before[STEPS], m[STEPS], outs[STEPS], dm[STEPS];
       UNROLL for (int t = 0; t < T; ++t) xs[t] = load(x + t * stride + first, n);
-      integrate_and_fire(neuron, first, n, xs, before, m, outs);
+      integrate_and_fire(T, neuron, first, n, xs, before, m, outs);
       UNROLL for (int t = T - 1; t >= 0; --t) {
         const Wide window = m[t].ge(low) * m[t].le(high);
         dm[t] = load(grad + t * grad_stride + first, n) * window;
@@ -91,16 +95,16 @@ extern "C" void backward(const SCALAR* grad, int64_t grad_stride, const SCALAR* 
       UNROLL for (int j = 0; j < T; ++j) {
         Wide value = dm[j];
         if (neuron.mixed) {
-          value = Wide(neuron.omega[0][j]) * dm[0];
-          UNROLL for (int t = 1; t < T; ++t) value = fmadd(Wide(neuron.omega[t][j]), dm[t], value);
+          value = Wide(neuron.omega[j]) * dm[0];
+          UNROLL for (int t = 1; t < T; ++t) value = fmadd(Wide(neuron.omega[t * T + j]), dm[t], value);
         }
         store(value, dx + j * size + first, n);
       }
       if (dleak)
         UNROLL for (int t = 0; t < T; ++t) {
-          sums[t] = fmadd(dm[t], before[t], sums[t]);
+          add_product(dm[t], before[t], sums[t]);
           if (neuron.mixed)
-            UNROLL for (int j = 0; j < T; ++j) sums[T + t * T + j] = fmadd(dm[t], xs[j], sums[T + t * T + j]);
+            UNROLL for (int j = 0; j < T; ++j) add_product(dm[t], xs[j], sums[T + t * T + j]);
         }
     });
     if (dleak)

@@ -2,6 +2,8 @@
 # ruff: noqa: RUF005
 """The fast GPU path, in Triton: a program keeps all T rows of a block of neurons in registers.
 
+From T = 17 on it reads them anew for each sum over T, which a cache holds, and keeps ``dm`` ``[T, M]`` for two matrix products.
+
 Products and sums stay separate (no fused multiply-add) and the division is IEEE's, so that a tie falls as in the reference. The
 sums for Omega and lambda are partial sums of a fixed number of programs, added in a second step: bitwise equal from run to run on
 one device. (Triton's language looks like Python and isn't: tuples that grow have no type there, and no unpacking.)
@@ -14,6 +16,7 @@ from torch import Tensor
 
 PROGRAMS_PER_SM = 8
 WARPS = 4
+IN_REGISTERS = 16  # steps
 
 
 @triton.jit
@@ -150,9 +153,103 @@ def _backward(
         tl.store(partial + tl.program_id(0) * SUMS + i, tl.sum(sums[i]))
 
 
-def _types(x: Tensor, omega: Tensor | None, v0: Tensor) -> dict[str, object]:
+@triton.jit
+def _row(base, t, stride, offsets, mask, WIDE: tl.constexpr):
+    return tl.load(base + (t + tl.zeros((), tl.int64)) * stride + offsets, mask=mask, other=0.0).to(WIDE)
+
+
+@triton.jit
+def _long_potential(t, v, x, stride, offsets, mask, omega, leak, steps, MIXED: tl.constexpr, WIDE: tl.constexpr):
+    m = tl.load(leak + t) * v
+    if MIXED:
+        for j in range(steps):
+            m = m + tl.load(omega + t * steps + j) * _row(x, j, stride, offsets, mask, WIDE)
+    else:
+        m = m + _row(x, t, stride, offsets, mask, WIDE)
+    return m
+
+
+@triton.jit
+def _long_forward(
+    x,
+    out,
+    omega,
+    leak,
+    v0,
+    constants,
+    size,
+    stride,
+    steps,
+    MIXED: tl.constexpr,
+    POTENTIALS: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < size
+    theta, levels = tl.load(constants), tl.load(constants + 1)
+    v = _start(v0, offsets, mask, POTENTIALS, WIDE)
+    for t in range(steps):
+        m = _long_potential(t, v, x, stride, offsets, mask, omega, leak, steps, MIXED, WIDE)
+        emitted = _emitted(m, theta, levels)
+        v = m - emitted
+        target = out + (t + tl.zeros((), tl.int64)) * size + offsets
+        tl.store(target, emitted.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _long_backward(
+    grad,
+    x,
+    dm,  # first m(t), then its gradient: [T, M]
+    partial,
+    omega,
+    leak,
+    v0,
+    constants,
+    size,
+    grad_stride,
+    stride,
+    steps,
+    MIXED: tl.constexpr,
+    POTENTIALS: tl.constexpr,
+    CHAIN: tl.constexpr,
+    PARAMETERS: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < size
+    theta, levels = tl.load(constants), tl.load(constants + 1)
+    low, high = tl.load(constants + 2), tl.load(constants + 3)
+    start = _start(v0, offsets, mask, POTENTIALS, WIDE) + tl.zeros((BLOCK,), WIDE)
+    v = start
+    for t in range(steps):
+        m = _long_potential(t, v, x, stride, offsets, mask, omega, leak, steps, MIXED, WIDE)
+        tl.store(dm + (t + tl.zeros((), tl.int64)) * size + offsets, m, mask=mask)
+        v = m - _emitted(m, theta, levels)
+    tl.debug_barrier()  # here and below: what one thread writes another may read
+    later = tl.zeros((BLOCK,), WIDE)
+    m = _row(dm, steps - 1, size, offsets, mask, WIDE)
+    for back in range(steps):
+        t = steps - 1 - back
+        window = ((m >= low) & (m <= high)).to(WIDE)
+        d = _row(grad, t, grad_stride, offsets, mask, WIDE) * window
+        if CHAIN:  # v(t) = m(t) - s(t) * theta passes on (1 - window) of its gradient
+            d = d + tl.load(leak + t + 1, mask=back > 0, other=0.0) * later * (1.0 - window)
+        later = d
+        m = _row(dm, tl.maximum(t - 1, 0), size, offsets, mask, WIDE)  # of the step before
+        tl.debug_barrier()
+        tl.store(dm + (t + tl.zeros((), tl.int64)) * size + offsets, d, mask=mask)
+        if PARAMETERS:
+            before = tl.where(t > 0, m - _emitted(m, theta, levels), start)
+            tl.store(partial + tl.program_id(0) * steps + t, tl.sum(d * before))
+
+
+def _options(x: Tensor, omega: Tensor | None, v0: Tensor, block: int) -> dict[str, object]:
     wide = tl.float64 if x.dtype == torch.float64 else tl.float32
-    return {"T": len(x), "MIXED": omega is not None, "POTENTIALS": v0.dim() > 0, "WIDE": wide}
+    types = {"MIXED": omega is not None, "POTENTIALS": v0.dim() > 0, "WIDE": wide, "BLOCK": block}
+    return {**types, "num_warps": WARPS, "enable_fp_fusion": False}
 
 
 def fire(x: Tensor, omega: Tensor | None, leak: Tensor, v0: Tensor, constants: Tensor) -> Tensor:
@@ -160,21 +257,13 @@ def fire(x: Tensor, omega: Tensor | None, leak: Tensor, v0: Tensor, constants: T
     steps, size = x.shape
     out = x.new_empty(steps, size)
     block = WARPS * 32 * (8 if steps <= 8 else 4)
+    neuron = leak if omega is None else omega, leak, v0, constants  # without Omega, a pointer that is not read
+    grid, options = (triton.cdiv(size, block),), _options(x, omega, v0, block)
     with torch.cuda.device_of(x):
-        _forward[(triton.cdiv(size, block),)](
-            x,
-            out,
-            leak if omega is None else omega,  # a pointer that is not read
-            leak,
-            v0,
-            constants,
-            size,
-            x.stride(0),
-            **_types(x, omega, v0),
-            BLOCK=block,
-            num_warps=WARPS,
-            enable_fp_fusion=False,
-        )
+        if steps > IN_REGISTERS:
+            _long_forward[grid](x, out, *neuron, size, x.stride(0), steps, **options)
+        else:
+            _forward[grid](x, out, *neuron, size, x.stride(0), T=steps, **options)
     return out
 
 
@@ -191,40 +280,30 @@ def fire_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``dx [T, M]``, ``domega [T, T]``, ``dleak [T]``; the last two empty without ``parameters``, or without Omega."""
     steps, size = x.shape
-    dx = x.new_empty(steps, size)
-    sums = steps * ((0 if omega is None else steps) + 1) if parameters else 0
+    long, sums = steps > IN_REGISTERS, steps * ((0 if omega is None else steps) + 1) if parameters else 0
     # T * T sums of a block live in registers, beside 2 T rows
-    block = WARPS * 32 * (8 if sums <= 8 else 4 if sums <= 24 else 1)
+    block = WARPS * 32 * (4 if long else 8 if sums <= 8 else 4 if sums <= 24 else 1)
     blocks = triton.cdiv(size, block)
-    programs = _programs(x, blocks) if parameters else blocks
-    partial = leak.new_empty(programs, sums)
+    neuron = leak if omega is None else omega, leak, v0, constants
+    options = {**_options(x, omega, v0, block), "CHAIN": chain, "PARAMETERS": parameters}
     with torch.cuda.device_of(x):
+        if long:
+            dm, partial = leak.new_empty(steps, size), leak.new_empty(blocks, steps if parameters else 0)
+            _long_backward[(blocks,)](
+                grad, x, dm, partial, *neuron, size, grad.stride(0), x.stride(0), steps, **options
+            )
+            dx = (dm if omega is None else omega.T @ dm).to(x.dtype)
+            mixed = parameters and omega is not None
+            return dx, dm @ x.to(dm.dtype).T if mixed else leak.new_empty(0, steps), partial.sum(0)
+        dx = x.new_empty(steps, size)
+        programs = _programs(x, blocks) if parameters else blocks
+        partial = leak.new_empty(programs, sums)
         _backward[(programs,)](
-            grad,
-            x,
-            dx,
-            partial,
-            leak if omega is None else omega,  # a pointer that is not read
-            leak,
-            v0,
-            constants,
-            size,
-            grad.stride(0),
-            x.stride(0),
-            blocks,
-            **_types(x, omega, v0),
-            CHAIN=chain,
-            PARAMETERS=parameters,
-            BLOCK=block,
-            num_warps=WARPS,
-            enable_fp_fusion=False,
+            grad, x, dx, partial, *neuron, size, grad.stride(0), x.stride(0), blocks, T=steps, **options
         )
     totals = partial.sum(0)
-    return (
-        dx,
-        totals[steps:].reshape(-1, steps).clone(),
-        totals[:steps].clone(),
-    )  # an operator's outputs share no memory
+    # an operator's outputs share no memory
+    return dx, totals[steps:].reshape(-1, steps).clone(), totals[:steps].clone()
 
 
 @triton.jit

@@ -13,17 +13,18 @@ from lmht import functional, kernels
 
 @dataclass(frozen=True)
 class Fused:
-    """One backend on its device, whatever size and device of the input; more steps than it takes run on ``eager``."""
+    """One backend on its device, whatever size and device of the input; more than ``most`` steps run on ``eager``."""
 
     backend: str
     device: str
+    most: int = kernels.MOST_STEPS
 
     @property
     def name(self) -> str:
         return f"lmht, {self.backend}"
 
     def _backend(self, x: Tensor) -> str:
-        return self.backend if len(x) <= kernels.MOST_STEPS else "eager"
+        return self.backend if len(x) <= self.most else "eager"
 
     def _here(self, *values: float | Tensor) -> Iterator[Any]:
         return (value.to(self.device) if isinstance(value, Tensor) else value for value in values)
@@ -70,4 +71,5 @@ class Fused:
 
 
 compiled = Fused("compiled", "cpu")
-triton = Fused("triton", "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
+# the interpreter takes a second for 64 steps
+triton = Fused("triton", "cpu", most=16) if os.environ.get("TRITON_INTERPRET") == "1" else Fused("triton", "cuda")

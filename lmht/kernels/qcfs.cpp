@@ -31,12 +31,13 @@ extern "C" void backward(const SCALAR* grad, const SCALAR* x, int64_t size, WIDE
 #pragma omp parallel for num_threads(threads_for(size, threads)) schedule(static)
   for (int64_t start = 0; start < size; start += CHUNK) {
     const Activation activation(levels, scale);
-    Wide sum(0);
+    Part sum(0);
+    const Wide one(1);
     vectors(start, std::min(start + CHUNK, size), [&](int64_t first, auto n) INLINE {
       const Wide input = load(x + first, n), g = load(grad + first, n), level = activation.level(input);
       const Wide masked = g * activation.mask(level);
       store(masked, dx + first, n);
-      sum = sum + (g * activation.value(level) - masked * input);  // elements from n on are zeros
+      add_product(g * activation.value(level) - masked * input, one, sum);  // elements from n on are zeros
     });
     partial[start / CHUNK] = total(sum);
   }

@@ -1,7 +1,7 @@
 // What the kernels share: vectors of elements in the dtype that is computed in, and chunks whose sums are added in order.
 //
-// compiled.py defines SCALAR (the dtype of x, out and their gradients) and WIDE (computed in) above this text, and puts the kernel
-// below it. Products and sums stay separate (the compiler is told not to contract them) and the division is IEEE's, so that a tie
+// compiled.py defines SCALAR (the dtype of x, out and their gradients), WIDE (computed in) and REGISTERS (of elements that are taken
+// at once) above this text, and puts the kernel below it. Products and sums stay separate (the compiler is told not to contract them) and the division is IEEE's, so that a tie
 // falls as in the reference.
 
 #include <ATen/cpu/vec/vec.h>
@@ -16,9 +16,10 @@
 
 namespace {
 
-constexpr int PARTS = sizeof(WIDE) / sizeof(SCALAR);
-using Narrow = at::vec::VectorizedN<SCALAR, 1>;
+constexpr int PARTS = REGISTERS * sizeof(WIDE) / sizeof(SCALAR);
+using Narrow = at::vec::VectorizedN<SCALAR, REGISTERS>;
 using Wide = at::vec::VectorizedN<WIDE, PARTS>;  // as many elements
+using Part = at::vec::Vectorized<WIDE>;
 
 constexpr int WIDTH = Narrow::size();
 constexpr int64_t CHUNK = 4096;             // elements whose sums are taken in WIDE; sums of chunks in double
@@ -34,20 +35,29 @@ INLINE inline void vectors(int64_t start, int64_t end, F f) {
 }
 
 template <typename Count>
-INLINE inline Wide load(const SCALAR* row, Count n) {  // zeros from n on
-  return at::vec::convert<WIDE, PARTS, SCALAR, 1>(n < WIDTH ? Narrow::loadu(row, n) : Narrow::loadu(row));
+INLINE inline Wide load(const SCALAR* row, Count n) {  // zeros from n on (VectorizedN's own loadu leaves ones in whole registers)
+  if constexpr (!std::is_same_v<Count, int>) return at::vec::convert<WIDE, PARTS, SCALAR, REGISTERS>(Narrow::loadu(row));
+  constexpr int size = at::vec::Vectorized<SCALAR>::size();
+  Narrow narrow(0);
+  for (int i = 0; i * size < n; ++i)
+    narrow[i] = at::vec::Vectorized<SCALAR>::loadu(row + i * size, std::min(size, n - i * size));
+  return at::vec::convert<WIDE, PARTS, SCALAR, REGISTERS>(narrow);
 }
 
 template <typename Count>
 INLINE inline void store(const Wide& value, SCALAR* row, Count n) {
-  const Narrow narrow = at::vec::convert<SCALAR, 1, WIDE, PARTS>(value);
+  const Narrow narrow = at::vec::convert<SCALAR, REGISTERS, WIDE, PARTS>(value);
   n < WIDTH ? narrow.store(row, n) : narrow.store(row);
 }
 
-double total(const Wide& value) {
-  WIDE lanes[WIDTH];
-  value.store(lanes);
-  return std::accumulate(lanes, lanes + WIDTH, 0.0);
+INLINE inline void add_product(const Wide& a, const Wide& b, Part& sum) {
+  for (int i = 0; i < PARTS; ++i) sum = fmadd(a[i], b[i], sum);
+}
+
+double total(const Part& sum) {
+  WIDE lanes[Part::size()];
+  sum.store(lanes);
+  return std::accumulate(lanes, lanes + Part::size(), 0.0);
 }
 
 }  // namespace
