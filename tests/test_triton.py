@@ -48,7 +48,7 @@ def ptx(function: str, steps: int, block: int, **flags: object) -> str:
         **flags,
     }
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    integers = ("size", "stride", "grad_stride", "blocks")
+    integers = ("size", "stride", "grad_stride", "blocks", "steps")
     signature = {
         name: "constexpr" if name in constants else "i32" if name in integers else "*fp32" for name in kernel.arg_names
     }
@@ -72,3 +72,7 @@ def test_generated_code() -> None:
         assert "div.rn.f32" in code
         assert not re.search(r"\b(fma|mad)\.\w*\.?f32|div\.(approx|full)", code)
         assert len(re.findall(r"ld\.global\S*\.v4", code)) == 2 * rows  # 8 elements a thread and row
+    for code in ptx("_long_forward", 64, 512), ptx("_long_backward", 64, 512, CHAIN=True, PARAMETERS=True):
+        assert "div.rn.f32" in code
+        assert not re.search(r"\b(fma|mad)\.\w*\.?f32|div\.(approx|full)", code)
+        assert re.search(r"ld\.global\S*\.v4", code)

@@ -58,9 +58,8 @@ POINTER, INTEGER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
 @functools.cache
 def library(steps: int, dtype: torch.dtype) -> ctypes.CDLL:
     """``fire.cpp`` for ``steps`` time-steps of ``dtype``; 64 stands for any number from 17 on."""
-    long = (
-        steps > 16 and dtype.itemsize >= 4
-    )  # four vectors in turn hide how long a sum over T takes; halves are two already
+    # four vectors in turn hide how long a sum over T takes; halves are two already
+    long = steps > 16 and dtype.itemsize >= 4
     loaded = build("fire.cpp", dtype, STEPS=steps, REGISTERS=4 if long else 1)
     neuron: list[Any] = [POINTER, POINTER, POINTER, FLAG, POINTER, ctypes.c_int]
     loaded.forward.argtypes = [ctypes.c_int, POINTER, INTEGER, INTEGER, *neuron, POINTER]
