@@ -49,6 +49,12 @@ def selection(tables: list[str] | None, rows: str | None = None) -> dict[str, li
     return {name: spec.select_rows(name, spec.load_spec(name), wanted) for name in names}
 
 
+def missing_data(rows: dict[str, list[spec.Row]], profile: spec.Profile) -> list[str]:
+    """One line for each data set of the rows that the profile does not name."""
+    lacking = [row.dataset for some in rows.values() for row in some if row.dataset not in profile.datasets]
+    return [f"({lacking.count(name)} rows): {spec.no_data(name)}" for name in dict.fromkeys(lacking)]
+
+
 @app.command("list")
 def list_(tables: TablesArgument = None) -> None:
     """Tables, their rows, and the ids that --rows takes."""
@@ -89,7 +95,12 @@ def run(
     try:
         chosen = spec.load_profile(profile)
         device = resolve_device(device)
-        work = jobs_of(selection(tables, rows), chosen, seeds)
+        wanted = selection(tables, rows)
+        for reason in missing_data(wanted, chosen):
+            console.print(f"[yellow]not run[/yellow] {reason}", highlight=False, soft_wrap=True)
+        work = jobs_of(wanted, chosen, seeds)
+        if not work:
+            raise spec.SpecError(f"profile {profile} has the data of none of these rows")
         parallel = jobs or (1 if device != "cpu" or chosen.devices > 1 else len(os.sched_getaffinity(0)))
         store = Store(profile)
         with Stop() as stop, Bars(len(work)) as bars:
@@ -141,7 +152,8 @@ def plan(
     from benchmarks.run import plan as costs
 
     try:
-        work = jobs_of(selection(tables), spec.load_profile(profile), seeds)
+        wanted, chosen = selection(tables), spec.load_profile(profile)
+        work = jobs_of(wanted, chosen, seeds)
     except spec.SpecError as error:
         raise fail(error) from error
     frame = costs.plan(work, tflops)
@@ -151,6 +163,8 @@ def plan(
         hours = lines["gpu_hours"].sum()
         view.add_row(table, cell, str(len(lines)), f"{first['images']:,}", f"{first['macs_g']:.3g}", f"{hours:.3g}")
     console.print(view)
+    for reason in missing_data(wanted, chosen):
+        console.print(f"not in the plan {reason}", highlight=False, soft_wrap=True)
     console.print(
         f"{len(frame)} trainings, {frame['images'].sum():,} training images, {frame['gpu_hours'].sum():,.1f} GPU-hours at "
         f"{tflops:g} TFLOP/s sustained (an assumption: change it with --tflops); disk: {costs.disk_gb(work):,.1f} GB of data, "

@@ -14,6 +14,15 @@ HERE = Path(__file__).parent
 TABLES = ("table1", "table2", "table3", "table4", "table_s1")
 NeuronKind = Literal["relu", "qcfs", "if", "lif", "mht", "lmht"]
 Start = Literal["exact", "algorithm1"]
+PaperData = Literal[
+    "CIFAR-10",
+    "CIFAR-100",
+    "ImageNet-100",
+    "ImageNet-200",
+    "ImageNet-1k",
+    "CIFAR10-DVS",
+    "CIFAR10-DVS, frames averaged",
+]
 
 
 class SpecError(Exception):
@@ -73,7 +82,7 @@ class Row(Strict):
     id: str
     published: list[int] = []
     label: str
-    dataset: str
+    dataset: PaperData
     architecture: str
     neuron: NeuronKind
     levels: int = 1
@@ -111,10 +120,13 @@ class RecipeBook(Strict):
 
 
 class Profile(Strict):
-    """One way to run all tables: stand-in data sets, network widths, recipes. ``devices`` share each training by DDP."""
+    """One way to run all tables: data sets or their stand-ins, network widths, recipes. ``devices`` share each training by DDP.
+
+    Rows on a data set that ``datasets`` does not name are not run.
+    """
 
     title: str
-    datasets: dict[str, str]
+    datasets: dict[PaperData, str]
     deviations: list[str] = []
     networks: dict[str, dict[str, Any]] = {}
     dataset_networks: dict[str, dict[str, Any]] = {}
@@ -220,10 +232,19 @@ def select_rows(table: str, spec: Spec, wanted: list[str] | None) -> list[Row]:
     return [known[i] for i in wanted] if wanted is not None else spec.row
 
 
+def no_data(dataset: str) -> str:
+    """Why a row is not run where its data are missing from the profile."""
+    return f"data: the profile names no data set for {dataset!r}"
+
+
 def resolve(row: Row, profile: Profile) -> Cell:
-    """The cell that a row's numbers come from."""
+    """The cell that a row's numbers come from.
+
+    Raises:
+        SpecError: the profile does not name the row's data set.
+    """
     if row.dataset not in profile.datasets:
-        raise SpecError(f"row {row.id}: the profile names no data set for {row.dataset!r}")
+        raise SpecError(f"row {row.id}: {no_data(row.dataset)}")
     if row.stage == "converted" or row.neuron == "qcfs":
         return _cell(row, profile, NeuronSpec(kind="qcfs", levels=row.tq or 1), profile.ann)
     neuron = NeuronSpec(kind=row.neuron, levels=row.levels, steps=row.steps)

@@ -141,6 +141,20 @@ def test_unknown_names_on_the_command_line(words: tuple[str, ...], message: str,
     assert message in output
 
 
+def test_rows_without_data_in_the_profile_are_named_and_left_out(
+    profile: spec.Profile, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = profile.model_copy(update={"datasets": {"CIFAR-10": "digits"}})
+    monkeypatch.setattr(spec, "load_profile", lambda name: some)
+    code, output = invoke("run", "table_s1", "--rows", "cifar100-msresnet18-if-t4")
+    assert code == 1
+    assert "not run (1 rows): data: the profile names no data set for 'CIFAR-100'" in output
+    assert "profile digits has the data of none of these rows" in output
+    rows = spec.load_spec("table_s1").row
+    jobs = schedule.jobs_of({"table_s1": rows}, some, 1)
+    assert {job.cell.hash for job in jobs} == {spec.resolve(r, some).hash for r in rows if r.dataset == "CIFAR-10"}
+
+
 def test_a_missing_data_set_says_where_to_get_it(store: Store, tmp_path: Path) -> None:
     code, output = invoke("run", "table3", "--rows", "cifar10-resnet18-relu", "--profile", "paper", "--jobs", "1")
     assert code == 1

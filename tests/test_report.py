@@ -155,6 +155,21 @@ def test_what_was_not_run_says_so_and_why(written: Path) -> None:
     assert "5, 1 failed" in (written / "digits" / "table1.md").read_text()
 
 
+def test_rows_whose_data_the_profile_lacks_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = spec.load_profile("digits")
+    some = digits.model_copy(
+        update={"datasets": {"CIFAR-10": "digits", "CIFAR-100": "digits", "ImageNet-200": "digits"}}
+    )
+    monkeypatch.setattr(tables, "load_profile", lambda name: some)
+    results = tables.Results.of("digits", [])
+    lines = tables.table_frame("table3", results).set_index("row")
+    reason = "data: the profile names no data set for 'ImageNet-1k'"
+    assert lines.loc["imagenet1k-resnet34-lmht-l2t2", "status"] == f"not run: {reason}"
+    assert lines.loc["cifar10-resnet18-lmht-l2t2", "status"] == "not run: no finished seed"
+    (part,) = [p for one in claims.judge(claims.load(), results) for p in one.parts if "imagenet1k" in p.part.of]
+    assert (part.verdict, part.reason) == ("not run", f"row imagenet1k-resnet34-lmht-l2t2: {reason}")
+
+
 @pytest.mark.parametrize("name", spec.TABLES)
 def test_every_line_of_the_paper_is_there_as_printed(written: Path, name: str) -> None:
     paper, lines = spec.published(name), table(written, name)

@@ -193,9 +193,10 @@ def judge(claims: Claims, results: Results) -> list[JudgedClaim]:
 
 def _judge(part: Part, claims: Claims, results: Results) -> Judged:
     rows = {row.id: row for row in spec.load_spec(part.table).row}
-    used = dict.fromkeys(spec.resolve(rows[r], results.profile).dataset for r in (part.of, part.minus) if r)
     second = (part.less.of, part.less.minus) if part.less else ()
-    cells = [spec.resolve(rows[r], results.profile).hash for r in (part.of, part.minus, *second) if r]
+    compared = [results.cell(rows[r]) for r in (part.of, part.minus, *second) if r]
+    used = dict.fromkeys(cell.dataset for cell in compared if cell)
+    cells = [cell.hash if cell else rows[part.of].dataset for cell in compared]
     stages = [rows[r].stage for r in (part.of, part.minus) if r]
     common: dict[str, Any] = {
         "published": _published(part, rows),
@@ -205,9 +206,8 @@ def _judge(part: Part, claims: Claims, results: Results) -> Judged:
 
     def seeds_of(row_id: str, metric: str) -> pd.Series:
         row = rows[row_id]
-        cell = spec.resolve(row, results.profile)
-        if results.of_cell(cell).empty:
-            raise _NotRunError(f"row {row_id}: {results.why_not_run(cell)}")
+        if results.of_cell(results.cell(row)).empty:
+            raise _NotRunError(f"row {row_id}: {results.why_not_run(row)}")
         values = results.values(part.table, row, metric)
         if values.empty:
             raise _NotRunError(f"row {row_id}: {metric} was not measured")

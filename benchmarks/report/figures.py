@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.data import SIZES
 from benchmarks.report.tables import Results, half_width
 from benchmarks.run.network import network_of
-from benchmarks.spec import Cell, Row, load_spec, resolve
+from benchmarks.spec import Cell, Row, load_spec
 from lmht import functional
 
 STYLE: Any = {
@@ -156,9 +156,11 @@ def rows_of(results: Results, *tables: str) -> Iterator[tuple[str, Row, Cell]]:
     seen = set()
     for table in tables:
         for row in load_spec(table).row:
-            cell = resolve(row, results.profile)
+            cell = results.cell(row)
+            if cell is None or results.of_cell(cell).empty:
+                continue
             key = cell.hash, row.stage, row.steps
-            if key not in seen and not results.of_cell(cell).empty:
+            if key not in seen:
                 seen.add(key)
                 yield table, row, cell
 

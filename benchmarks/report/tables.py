@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats  # scipy ships no types
 
 from benchmarks.record import Record
-from benchmarks.spec import HERE, TABLES, Cell, Profile, Row, Spec, load_profile, load_spec, published, resolve
+from benchmarks.spec import HERE, TABLES, Cell, Profile, Row, Spec, load_profile, load_spec, no_data, published, resolve
 
 CONFIDENCE = 0.95
 NOT_OURS = "not run: published by others"
@@ -58,21 +58,29 @@ class Results:
     def by_cell(self) -> dict[str, pd.DataFrame]:
         return {str(cell): lines for cell, lines in self.seeds.groupby("cell")}
 
-    def of_cell(self, cell: Cell) -> pd.DataFrame:
+    def cell(self, row: Row) -> Cell | None:
+        """The row's cell, None where the profile does not have its data."""
+        return resolve(row, self.profile) if row.dataset in self.profile.datasets else None
+
+    def of_cell(self, cell: Cell | None) -> pd.DataFrame:
         """Finished seeds of a cell, indexed by seed."""
-        return self.by_cell.get(cell.hash, self.seeds.iloc[:0])
+        return self.by_cell.get(cell.hash if cell else "", self.seeds.iloc[:0])
 
     def values(self, table: str, row: Row, measure: str) -> pd.Series:
         """One measure of a row by seed, empty if it was not measured."""
-        metric, lines = measures(table, row).get(measure), self.of_cell(resolve(row, self.profile))
+        metric, lines = measures(table, row).get(measure), self.of_cell(self.cell(row))
         return lines[metric].dropna().astype(float) if metric in lines else pd.Series(dtype=float)
 
-    def why_not_run(self, cell: Cell) -> str:
-        """Why a cell has no finished seed."""
+    def why_not_run(self, row: Row) -> str:
+        """Why a row has no finished seed."""
+        cell = self.cell(row)
+        return self._why_not_run(cell) if cell else no_data(row.dataset)
+
+    def _why_not_run(self, cell: Cell) -> str:
         if failed := self.failed_seeds(cell):
             return list(failed.values())[-1]
         if cell.ann and self.of_cell(cell.ann).empty and self.failed_seeds(cell.ann):
-            return f"its quantised ANN was not run: {self.why_not_run(cell.ann)}"
+            return f"its quantised ANN was not run: {self._why_not_run(cell.ann)}"
         return "no finished seed"
 
     def failed_seeds(self, cell: Cell) -> dict[int, str]:
@@ -84,10 +92,11 @@ class Results:
             if failed == cell.hash and seed not in finished
         }
 
-    def status(self, cell: Cell) -> str:
+    def status(self, row: Row) -> str:
         """``run``, with the seeds that failed; or ``not run`` and why."""
-        if self.of_cell(cell).empty:
-            return f"not run: {self.why_not_run(cell)}"
+        cell = self.cell(row)
+        if cell is None or self.of_cell(cell).empty:
+            return f"not run: {self.why_not_run(row)}"
         failed = [f"seed {seed} failed: {reason}" for seed, reason in self.failed_seeds(cell).items()]
         return "; ".join(["run", *failed])
 
@@ -152,26 +161,26 @@ def summary(name: str, values: pd.Series) -> Line:
     }
 
 
-def own_data(row: Row, cell: Cell) -> bool:
+def own_data(row: Row, cell: Cell | None) -> bool:
     """Whether a cell runs on the very data set that the paper used."""
 
     def plain(name: str) -> str:
         return "".join(c for c in name.lower() if c.isalnum())
 
-    return plain(row.dataset) == plain(cell.dataset)
+    return cell is not None and plain(row.dataset) == plain(cell.dataset)
 
 
 def ours(table: str, row: Row, spec: Spec, paper: pd.DataFrame, results: Results) -> Line:
     """The CSV line of one row of the spec."""
-    cell = resolve(row, results.profile)
+    cell = results.cell(row)
     lines = results.of_cell(cell)
     values = {name: results.values(table, row, name) for name in measures(table, row)}
     line = {
         "row": row.id,
         "label": row.label,
-        "architecture": cell.architecture,
+        "architecture": results.profile.dataset_architecture.get(row.dataset, row.architecture),
         "paper_dataset": row.dataset,
-        "dataset_used": cell.dataset,
+        "dataset_used": cell.dataset if cell else "",
         "neuron": row.neuron,
         "L": str(row.levels),
         "T": str(row.steps),
@@ -180,7 +189,7 @@ def ours(table: str, row: Row, spec: Spec, paper: pd.DataFrame, results: Results
             f"published_{column}": " / ".join(paper[column].iloc[i - 1] for i in row.published)
             for column in spec.published_columns
         },
-        "status": results.status(cell),
+        "status": results.status(row),
         "n": str(len(lines)),
         "seeds": joined(lines.index),
     }
@@ -198,11 +207,11 @@ def ours(table: str, row: Row, spec: Spec, paper: pd.DataFrame, results: Results
     return line | {
         "profile": results.name,
         "deviations": joined(results.profile.deviations),
-        "config_hash": cell.hash,
-        "config": json.dumps(cell.model_dump(mode="json"), sort_keys=True),
+        "config_hash": cell.hash if cell else "",
+        "config": json.dumps(cell.model_dump(mode="json"), sort_keys=True) if cell else "",
         "data_digest": tag("data_digest"),
         "device": tag("device"),
-        "dtype": cell.recipe.precision,
+        "dtype": cell.recipe.precision if cell else "",
         "torch": tag("torch"),
         "python": tag("python"),
         "machine": tag("machine"),
@@ -241,7 +250,7 @@ def table_frame(table: str, results: Results) -> pd.DataFrame:
     taken = {line - 1 for row in spec.row for line in row.published}
     others = [theirs(table, spec, paper, i, results.name) for i in range(len(paper)) if i not in taken]
     mine = [ours(table, row, spec, paper, results) for row in spec.row]
-    order = list(dict.fromkeys(row.dataset for row in spec.row))
+    order: list[str] = list(dict.fromkeys(row.dataset for row in spec.row))
     lines = sorted(others + mine, key=lambda line: order.index(line["paper_dataset"]))  # stable
     longest = sorted(mine, key=len)[-1]
     columns = list(dict.fromkeys([*longest, *(key for line in mine for key in line)]))
@@ -404,7 +413,7 @@ def view(table: str, frame: pd.DataFrame, results: Results) -> View:
     columns = [(header, [show(line) for line in lines]) for header, show in view_columns(table)]
     columns = [(header, shown) for header, shown in columns if any(place.text for place in shown)]
     used = joined(dict.fromkeys(d for d in frame["dataset_used"] if d))
-    same = any(own_data(row, resolve(row, results.profile)) for row in spec.row)
+    same = any(own_data(row, results.cell(row)) for row in spec.row)
     theirs_on = joined(dict.fromkeys(row.dataset for row in spec.row if row.published))
     other = f" The paper's numbers are from other data ({theirs_on}), not to be compared."
     notes = [

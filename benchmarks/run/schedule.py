@@ -43,11 +43,13 @@ Progress = Callable[[Job, Epoch | Result | str], None]
 
 
 def jobs_of(rows: dict[str, list[Row]], profile: Profile, seeds: int) -> list[Job]:
-    """All jobs behind some tables' rows, each once, upstream networks first, seed by seed so that one seed is whole early."""
+    """All jobs behind those rows whose data the profile names, each once, upstream first, seed by seed: one seed is whole early."""
     jobs: dict[tuple[str, int], Job] = {}
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         for table, table_rows in rows.items():
             for row in table_rows:
+                if row.dataset not in profile.datasets:
+                    continue
                 cell = resolve(row, profile)
                 for needed in (cell.ann, cell):
                     if needed:
