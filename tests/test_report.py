@@ -7,6 +7,7 @@ import struct
 import subprocess
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from benchmarks import spec
 from benchmarks.cli import app
-from benchmarks.record import Epoch, Measured, Result
+from benchmarks.record import Epoch, Evaluation, Measured, Record, Result
 from benchmarks.report import claims, page, tables
 from benchmarks.store import Store
 
@@ -194,6 +195,82 @@ def test_every_claim_is_judged_by_its_rule(written: Path) -> None:
     assert list(tuned["verdict"]) == ["not reproduced"]
     assert whole["C4 (Algorithm 1)"] == "not reproduced"  # a part that is false makes the claim false, run or not
     assert whole["C4"] == "not run"
+
+
+DIGITS = spec.load_profile("digits")
+
+
+def recorded(table: str, row_id: str, seed: int, accuracy: float, **more: Any) -> Record:
+    """The record of an invented run of a row on digits."""
+    (row,) = spec.select_rows(table, spec.load_spec(table), [row_id])
+    cell = spec.resolve(row, DIGITS)
+    return Record(
+        table=table,
+        title=cell.name,
+        cell=cell.hash,
+        seed=seed,
+        config=cell.model_dump(mode="json"),
+        provenance={},
+        status="finished",
+        checkpoint_sha256="c" * 64,
+        evaluation=Evaluation(version=1, commit="", dirty="", cpu=""),
+        **({"metrics": {"test/final": accuracy}} | more),
+    )
+
+
+def judged_part(records: list[Record], claim: str, says: str) -> claims.Judged:
+    """The one part of a claim whose statement holds these words, judged."""
+    found = claims.judge(claims.load(), tables.Results.of("digits", records))
+    (one,) = [p for c in found if c.claim.id == claim for p in c.parts if says in p.part.says]
+    return one
+
+
+@pytest.mark.parametrize(
+    ("baseline", "relu", "verdict"),
+    [
+        (70.0, 90.0, "not testable"),
+        (74.0, 90.0, "not testable"),
+        (75.5, 90.0, "reproduced"),
+        (70.0, None, "reproduced"),
+    ],
+)
+def test_a_baseline_that_has_not_learnt_tests_nothing(baseline: float, relu: float | None, verdict: str) -> None:
+    noise = dict(zip(SEEDS, (0.0, 0.2, -0.2, 0.1, -0.1), strict=True))
+    records = [recorded("table1", "1", seed, baseline + noise[seed]) for seed in SEEDS]
+    records += [recorded("table1", "2", seed, 92.0) for seed in SEEDS]
+    records += [recorded("table3", "cifar10-resnet18-relu", seed, relu) for seed in SEEDS if relu]
+    found = judged_part(records, "C1", "ResNet-18: accuracy of M-HT L=2 T=2 minus L=1")
+    assert found.verdict == verdict
+    assert (
+        found.reason
+        == {
+            "not testable": f"its baseline 1 has not learnt: {baseline:.2f} %, the ReLU ANN 90.00 %",
+            "reproduced": "" if relu else "no ANN was run to tell whether the baseline 1 has learnt",
+        }[verdict]
+    )
+
+
+def test_a_conversions_baseline_is_its_ann_as_trained() -> None:
+    """IF at few steps is meant to be poor: what has to have learnt is the network that was converted."""
+    rows = ("resnet20-tq4-if-t4", "resnet20-tq4-l2t2-exact")
+    for trained, verdict in [(95.0, "reproduced"), (60.0, "not testable")]:
+        metrics = [{"test/final": trained, "if/T4/accuracy": 20.0}, {"test/final": 94.0, "ann/accuracy": trained}]
+        records = [recorded("table4", r, s, 0, metrics=m) for r, m in zip(rows, metrics, strict=True) for s in SEEDS]
+        records += [
+            recorded("table4", "resnet20-tq8-if-t4", s, 96.0) for s in SEEDS
+        ]  # the best ANN: no ReLU one was run
+        assert judged_part(records, "C4", "resnet20 Tq=4: LM-HT l2t2 minus").verdict == verdict
+
+
+def test_what_is_not_testable_makes_a_claim_neither_reproduced_nor_not() -> None:
+    (claim, *_) = claims.load().claim
+
+    def whole(*verdicts: str) -> str:
+        parts = [claims.Judged(claim.part[0], verdict, runs=str(i)) for i, verdict in enumerate(verdicts)]
+        return claims.JudgedClaim(claim, parts).verdict
+
+    assert whole("reproduced", "not testable", "inconclusive") == "not testable"
+    assert whole("not reproduced", "not testable") == "not reproduced"
 
 
 def part(**bounds: float) -> claims.Part:

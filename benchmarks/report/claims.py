@@ -12,12 +12,11 @@ import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
 from benchmarks import spec
-from benchmarks.data import SIZES
 from benchmarks.report.tables import Results, half_width, joined, measures, number
 from benchmarks.spec import HERE, SpecError, Strict
 
 # worst first: a claim is as good as its worst part
-VERDICTS = ("not reproduced", "not run", "inconclusive", "reproduced")
+VERDICTS = ("not reproduced", "not run", "not testable", "inconclusive", "reproduced")
 
 
 class Contrast(Strict):
@@ -102,10 +101,11 @@ class Claim(Strict):
 
 
 class Claims(Strict):
-    """All claims, and the seeds and confidence that decide them."""
+    """All claims, and what decides them: seeds, confidence, and how many points below its ANN a baseline may be that has learnt."""
 
     confidence: float = Field(gt=0, lt=1)
     seeds: list[int] = Field(min_length=2)
+    learnt_within: float = Field(gt=0)
     claim: list[Claim]
 
 
@@ -221,23 +221,33 @@ def _judge(part: Part, claims: Claims, results: Results) -> Judged:
         return Judged(part, "not run", str(error), **common)
     mean, half = float(values.mean()), half_width(values, claims.confidence)
     verdict = part.judge(mean - half, mean + half)
-    return Judged(
-        part, verdict, _at_chance(part, seeds_of, results), mean, mean - half, mean + half, tuple(values), **common
-    )
+    failed, unknown = _not_learnt(part, rows, claims, results)
+    if failed:
+        verdict = "not testable"
+    reason = failed or unknown
+    return Judged(part, verdict, reason, mean, mean - half, mean + half, tuple(values), **common)
 
 
-def _at_chance(part: Part, get: Any, results: Results) -> str:
-    """Names the compared rows whose accuracy is no better than guessing: beating such a row says little."""
-    if part.metric != "accuracy_pct":
-        return ""
-    rows = {row.id: row for row in spec.load_spec(part.table).row}
-    guessing = []
-    for row_id in filter(None, (part.of, part.minus)):
-        values = get(row_id, part.metric)
-        classes = SIZES[spec.resolve(rows[row_id], results.profile).dataset].classes
-        if values.mean() - half_width(values, 0.95) <= 100 / classes:
-            guessing.append(row_id)
-    return f"not above chance: {joined(guessing)}" if guessing else ""
+def _not_learnt(part: Part, rows: dict[str, spec.Row], claims: Claims, results: Results) -> tuple[str, str]:
+    """Which baseline has not learnt, and of which it can't be told, as the head of ``claims.toml`` says; each blank without one."""
+    failed, unknown = "", ""
+    accuracies = ("accuracy_pct", "ann_accuracy_pct")
+    if part.minus == part.of and part.minus_metric not in accuracies:  # two metrics of one network, none a baseline
+        return failed, unknown
+    baselines = [part.minus, part.less.minus if part.less else None]
+    for row_id in filter(None, baselines):
+        cell = results.cell(rows[row_id])
+        if cell and cell.ann and part.minus_metric == "ann_accuracy_pct":
+            cell = cell.ann
+        if cell is None or results.of_cell(cell).empty:
+            continue
+        reached, best = float(results.of_cell(cell)["test/final"].mean()), results.best_ann(cell)
+        if best is None:
+            unknown = f"no ANN was run to tell whether the baseline {row_id} has learnt"
+        elif reached < best[0] - claims.learnt_within:
+            kind = {"relu": "ReLU", "qcfs": "QCFS"}[best[1]]
+            failed = f"its baseline {row_id} has not learnt: {reached:.2f} %, the {kind} ANN {best[0]:.2f} %"
+    return failed, unknown
 
 
 def _contrast(part: Part, get: Any) -> Any:

@@ -71,6 +71,27 @@ class Results:
         metric, lines = measures(table, row).get(measure), self.of_cell(self.cell(row))
         return lines[metric].dropna().astype(float) if metric in lines else pd.Series(dtype=float)
 
+    @cached_property
+    def anns(self) -> list[Cell]:
+        """The cells of all ReLU and QCFS ANNs of the profile's tables."""
+        cells = [self.cell(row) for table in TABLES for row in load_spec(table).row]
+        found = [one.ann or one for one in cells if one]
+        return list({one.hash: one for one in found if one.neuron.kind in ("relu", "qcfs")}.values())
+
+    def best_ann(self, cell: Cell) -> tuple[float, str] | None:
+        """Mean test accuracy of the best ReLU ANN of a cell's network and data set, else of the best QCFS ANN; and which it is."""
+        for kind in ("relu", "qcfs"):
+            same = [
+                other
+                for other in self.anns
+                if other.neuron.kind == kind
+                and (other.architecture, other.network, other.dataset)
+                == (cell.architecture, cell.network, cell.dataset)
+            ]
+            if found := [float(lines["test/final"].mean()) for lines in map(self.of_cell, same) if len(lines)]:
+                return max(found), kind
+        return None
+
     def why_not_run(self, row: Row) -> str:
         """Why a row has no finished seed."""
         cell = self.cell(row)
