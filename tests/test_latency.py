@@ -56,6 +56,7 @@ def test_end_to_end(store: Store, tmp_path: Path) -> None:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     page = (tmp_path / "first" / "latency-cpu.md").read_text()
     assert "Quick run" in page
+    assert "LM-HT, T = 4" in page
     assert "not run: no GPU" in (tmp_path / "first" / "latency-cuda.md").read_text()
     run = tables.load(store, "cpu")
     assert run is not None
@@ -100,7 +101,7 @@ def test_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is green for our backend, and red for one whose output, or whose gradient, is wrong in one neuron."""
     from lmht.kernels import compiled
 
-    for neuron, dtype in (("lmht", torch.float32), ("mht", torch.float32)):
+    for neuron, dtype in (("lmht", torch.float32), ("mht", torch.float32), ("qcfs", torch.bfloat16)):
         assert cases.check.__wrapped__(neuron, 2, 2, dtype, "cpu") == ""
     right = getattr(compiled, name)
 

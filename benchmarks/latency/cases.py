@@ -19,11 +19,11 @@ from lmht.reparameterize import reparameterize
 GRID = (1, 2, 4, 8)  # both L and T
 NEURON = ("fused", "fused-dx", "naive", "floor", "spikingjelly")  # fused-dx: without the gradients of Omega and lambda
 NETWORK = ("relu", "qcfs", "if", "lmht", "reparameterised", "lmht-naive", "spikingjelly-if", "spikingjelly-ilif")
-FUSED = {"if", "lmht", "reparameterised"}  # networks whose neurons run on the backend that is checked
+STEP = ("relu", "qcfs", "lmht", "lmht-T4", "spikingjelly-ilif")  # lmht: at T = 2
 CHECKED = (10_007, 1 << 14)  # neurons: no multiple of a vector or a block, and one: Triton generates two kernels
 GROUPS = {  # of operators, for where the time goes; inner names first
-    "neuron backward": ("lmht::fire_backward", "lmht_fire_backward"),
-    "neuron forward": ("lmht::fire", "lmht_fire"),
+    "neuron backward": ("lmht::fire_backward", "lmht_fire_backward", "lmht::qcfs_backward", "lmht_qcfs_backward"),
+    "neuron forward": ("lmht::fire", "lmht_fire", "lmht::qcfs", "lmht_qcfs"),
     "convolution backward": ("convolution_backward",),
     "convolution forward": ("convolution",),
     "normalisation backward": ("batch_norm_backward",),
@@ -68,6 +68,10 @@ class NeuronCase:
             "moved_bytes": passes * self.bytes,
             "backend": fused_backend(self.device),
         }
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in NEURON if (name, self.mode) != ("fused-dx", "forward")]
 
     def contenders(self) -> Contenders:
         torch.manual_seed(0)
@@ -130,18 +134,15 @@ class NetworkCase:
     steps: int = 2
     seconds: float = 3.0
     profiled: bool = False
+    dtype: torch.dtype = torch.float32  # bfloat16: autocast
 
     def __str__(self) -> str:
         return f"network-{self.architecture}-{self.mode}-L{self.levels}-T{self.steps}".replace(" ", "-")
 
     @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32 if self.device == "cpu" else torch.bfloat16
-
-    @property
     def describe(self) -> dict[str, Any]:
         return {"kind": "network", "mode": self.mode, "L": self.levels, "T": self.steps} | {
-            "dtype": "float32" if self.device == "cpu" else "bfloat16 (autocast)",
+            "dtype": "float32" if self.dtype == torch.float32 else "bfloat16 (autocast)",
             "architecture": self.architecture,
             "batch": self.batch,
             "size": self.size,
@@ -149,12 +150,18 @@ class NetworkCase:
             "backend": fused_backend(self.device),
         }
 
+    @property
+    def names(self) -> list[str]:
+        """Of the contenders; a reparameterised network is made from a trained one, for inference."""
+        return [name for name in NETWORK if (name, self.mode) != ("reparameterised", "training step")]
+
     def network(self, name: str) -> Network:
         torch.manual_seed(0)
         one = self.levels * self.steps  # steps of a one-level neuron
         known: dict[str, tuple[Activation, int]] = {
             "relu": (nn.ReLU, 1),
             "qcfs": (lambda: QCFS(one), 1),
+            "lmht-T4": (lambda: LMHT(self.levels, 4), 4),
             "if": (lambda: IF(one), one),
             "spikingjelly-if": (lambda: Jelly(1, one), one),
             "spikingjelly-ilif": (lambda: Jelly(self.levels, self.steps), self.steps),
@@ -171,15 +178,13 @@ class NetworkCase:
         images = torch.randn(self.batch, 3, self.size, self.size, device=self.device)
         images = images.contiguous(memory_format=torch.channels_last)
         labels = torch.randint(10, (self.batch,), device=self.device)
-        names = [name for name in NETWORK if "spikingjelly" not in name or spikingjelly()]
-        if self.mode == "training step":
-            names.remove("reparameterised")  # made from a trained network, for inference
+        names = [name for name in self.names if "spikingjelly" not in name or spikingjelly()]
         return {name: self.call(name, images, labels) for name in names}
 
     def call(self, name: str, images: Tensor, labels: Tensor) -> Callable[[], object]:
         network = self.network(name)
         backend = "eager" if name == "lmht-naive" else "auto"
-        autocast = functools.partial(torch.autocast, self.device, torch.bfloat16, enabled=self.device != "cpu")
+        autocast = functools.partial(torch.autocast, self.device, torch.bfloat16, enabled=self.dtype != torch.float32)
 
         @torch.no_grad()
         def inference() -> Tensor:
@@ -201,9 +206,35 @@ class NetworkCase:
     def refused(self) -> dict[str, str]:
         one = self.levels * self.steps
         reasons = {
+            "qcfs": check("qcfs", one, 1, self.dtype, self.device),
             "if": check("mht", 1, one, self.dtype, self.device),
             "lmht": check("lmht", self.levels, self.steps, self.dtype, self.device),
             "reparameterised": check("lmht", 1, one, self.dtype, self.device),
+        }
+        return {name: reason for name, reason in reasons.items() if reason}
+
+
+@dataclass(frozen=True)
+class StepCase(NetworkCase):
+    """What a user waits for: a network's whole step on each activation, T = 2 and T = 4 in one run with the ANN."""
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"step-{self.architecture}-{self.mode}-{dtype}".replace(" ", "-")
+
+    @property
+    def describe(self) -> dict[str, Any]:
+        return super().describe | {"kind": "step"}
+
+    @property
+    def names(self) -> list[str]:
+        return list(STEP)
+
+    def refused(self) -> dict[str, str]:
+        reasons = {
+            "qcfs": check("qcfs", self.levels * self.steps, 1, self.dtype, self.device),
+            "lmht": check("lmht", self.levels, self.steps, self.dtype, self.device),
+            "lmht-T4": check("lmht", self.levels, 4, self.dtype, self.device),
         }
         return {name: reason for name, reason in reasons.items() if reason}
 
@@ -246,7 +277,7 @@ def fused_backend(device: str) -> str:
 
 
 @functools.cache
-def check(neuron: Literal["lmht", "mht"], levels: int, steps: int, dtype: torch.dtype, device: str) -> str:
+def check(neuron: Literal["lmht", "mht", "qcfs"], levels: int, steps: int, dtype: torch.dtype, device: str) -> str:
     """Why the fused backend is not to be timed: empty if outputs and gradients equal the naive reference's in float64.
 
     Inputs are dyadic and small, so that float32 sums are exact too; the reference is rounded once to the dtype that is measured.
@@ -259,7 +290,7 @@ def check(neuron: Literal["lmht", "mht"], levels: int, steps: int, dtype: torch.
         except Exception as error:  # whatever a backend raises: it is not to be timed, and this says why
             return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
         want = results(neuron, levels, inputs, (torch.float64,) * 3, "eager")
-        for name, a, b in zip(("outputs", "dx", "domega", "dleak"), got, want, strict=False):
+        for name, a, b in zip(("outputs", "dx", "domega or dscale", "dleak"), got, want, strict=False):
             if not torch.equal(a, b.to(a.dtype)):
                 off = (a.double() - b).abs().max().item()
                 return f"{name} differ from the reference by {off:.3g} at L = {levels}, T = {steps}, {dtype}"
@@ -274,8 +305,10 @@ def dyadic(neuron: str, levels: int, steps: int, size: int, device: str) -> list
         return (torch.randint(-most, most + 1, shape, generator=generator) / 4).to(device, torch.float64)
 
     grad, x = multiples(steps, size, most=4), multiples(steps, size, most=8)
-    leak = torch.ones(steps, dtype=torch.float64, device=device)
+    leak = torch.ones(steps, 1, dtype=torch.float64, device=device)
     leak[0] = leak[-1] = 0.5  # each halving costs the sums a bit
+    if neuron == "qcfs":
+        return [grad, x, torch.tensor(2.0, dtype=torch.float64, device=device)]
     return [grad, x, multiples(steps, steps, most=2), leak] if neuron == "lmht" else [grad, x]
 
 
@@ -286,7 +319,9 @@ def results(
     values = [value.to(dtype).requires_grad_() for value, dtype in zip(inputs[1:], dtypes, strict=False)]
     arguments: dict[str, Any] = {"levels": levels, "theta": 0.75, "v0": 0.25}
     with kernels.use_backend(backend):
-        if neuron == "lmht":
+        if neuron == "qcfs":
+            out = kernels.qcfs(values[0], levels=levels, scale=values[1])
+        elif neuron == "lmht":
             out = kernels.lmht(values[0], omega=values[1], leak=values[2], **arguments)
         else:
             out = kernels.mht(values[0], **arguments)
@@ -295,15 +330,15 @@ def results(
 
 def cases(device: str, quick: bool) -> list[Case]:
     """All cases of a device, small ones first."""
+    half = torch.float32 if device == "cpu" else torch.bfloat16
     if quick:
         neurons: list[Case] = [
             NeuronCase(m, 2, 2, torch.float32, n, device, 0.02) for m in MODES for n in (1 << 14, 1 << 16)
         ]
-        small = NetworkCase(
-            "ResNet-20", "training step", 2, 16, device, 0.5, levels=1, steps=2, seconds=0.1, profiled=True
-        )
-        return [*neurons, small]
-    return neuron_cases(device) + network_cases(device)
+        network, mode = "ResNet-20", NETWORK_MODES[1]
+        small = NetworkCase(network, mode, 2, 16, device, 0.5, 1, 2, seconds=0.1, profiled=True, dtype=half)
+        return [*neurons, small, StepCase(network, mode, 2, 16, device, 0.5, seconds=0.1)]
+    return neuron_cases(device) + network_cases(device, half) + step_cases(device)
 
 
 def neuron_cases(device: str) -> list[Case]:
@@ -326,13 +361,13 @@ def neuron_cases(device: str) -> list[Case]:
     ]
 
 
-def network_cases(device: str) -> list[Case]:
+def network_cases(device: str, dtype: torch.dtype) -> list[Case]:
     """Full CIFAR size and width on a GPU. On a CPU ResNet-20 has its full width, the others a quarter or less, in small batches."""
     found: list[Case] = []
     for name in ARCHITECTURES:
         for mode in NETWORK_MODES:
             if device != "cpu":
-                found.append(NetworkCase(name, mode, 256, 32, device, profiled=name == "ResNet-18"))
+                found.append(NetworkCase(name, mode, 256, 32, device, profiled=name == "ResNet-18", dtype=dtype))
             elif name == "ResNet-20":
                 found.append(NetworkCase(name, mode, 32, 32, device, seconds=10.0, profiled=True))
             else:
@@ -340,3 +375,13 @@ def network_cases(device: str) -> list[Case]:
                     NetworkCase(name, mode, 4, 32, device, width=0.125 if name == "ResNet-19" else 0.25, seconds=0.8)
                 )
     return found
+
+
+def step_cases(device: str) -> list[Case]:
+    """ResNet-20 at full size, in both precisions."""
+    batch, seconds = (64, 20.0) if device == "cpu" else (256, 3.0)
+    return [
+        StepCase("ResNet-20", mode, batch, 32, device, seconds=seconds, dtype=dtype, profiled=mode == "training step")
+        for dtype in (torch.float32, torch.bfloat16)
+        for mode in NETWORK_MODES
+    ]

@@ -40,14 +40,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" not in metafunc.fixturenames:
         return
     config = metafunc.config
-    chosen = [(c, name) for c in cases.cases(device(config), config.getoption("--quick")) for name in names(c)]
+    chosen = [(c, name) for c in cases.cases(device(config), config.getoption("--quick")) for name in c.names]
     metafunc.parametrize(("case", "contender"), chosen, ids=[f"{case}-{name}" for case, name in chosen])
-
-
-def names(case: cases.Case) -> list[str]:
-    if isinstance(case, cases.NeuronCase):
-        return [n for n in cases.NEURON if (n, case.mode) != ("fused-dx", "forward")]
-    return [n for n in cases.NETWORK if (n, case.mode) != ("reparameterised", "training step")]
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
@@ -80,7 +74,7 @@ def measured(pytestconfig: pytest.Config) -> Callable[[cases.Case], measure.Meas
         found.failed |= {name: f"check failed: {reason}" for name, reason in refused.items()}
         pytestconfig.stash[LEFT_OUT] |= {f"{case}-{name}": reason for name, reason in found.failed.items()}
         if isinstance(case, cases.NetworkCase) and case.profiled:
-            wanted: list[str] = [name for name in ("relu", "lmht") if name in found.seconds]
+            wanted: list[str] = [name for name in ("relu", "qcfs", "lmht") if name in found.seconds]
             spent = {name: measure.shares(contenders[name], case.device, cases.GROUPS) for name in wanted}
             pytestconfig.stash[PROFILES][str(case)] = spent
         return found

@@ -153,6 +153,8 @@ def page(run: Run, device: str) -> str:
         ["**Quick run: tiny sizes, to try the harness; nothing here is a result.**", ""] if p["quick"] == "True" else []
     )
     head = [f"# Latency, {device}", "", *quick]
+    if said := answer(run):
+        head += [said, ""]
     head += [
         f"{p['device_name']}; {p['machine']}; {p['threads']} threads; torch {p['torch']}, Python {p['python']}; SpikingJelly "
         f"{p['spikingjelly']}; commit {p['commit'][:12]}{', with uncommitted changes' if p['dirty'] == 'True' else ''}; "
@@ -166,8 +168,25 @@ def page(run: Run, device: str) -> str:
         "and gradient. A figure of a fused backend exists only where its outputs and gradients equal the naive ones in float64.",
         "",
     ]
-    body = [*aims(run, device), *neuron_tables(run), *network_tables(run), *profile_tables(run)]
+    body = [*aims(run, device), *step_tables(run), *neuron_tables(run), *network_tables(run), *profile_tables(run)]
     return "\n".join([*head, *body]).rstrip() + "\n"
+
+
+def answer(run: Run) -> str:
+    """What a reader wants to know, from what was measured."""
+    found = [aim.value(run) for aim in AIMS["cpu"][:2]]
+    parts = [f"{found[0]:.3g} times faster than naive", f"{found[1]:.3g} times the memory floor"]
+    if any(map(math.isnan, found)):
+        parts = []
+    for dtype in ("float32", "bfloat16 (autocast)"):
+        steps = [run.ratio(name, "times_relu", **WHOLE_STEP, dtype=dtype) for name in STEPPED]
+        if not any(map(math.isnan, steps)):
+            parts.append(
+                "a {} step of ResNet-20 costs {:.3g} (QCFS), {:.3g} (T = 2) and {:.3g} (T = 4) ANN steps".format(
+                    dtype.split()[0], *steps
+                )
+            )
+    return f"**{'; '.join(parts)}.**" if parts else ""
 
 
 def aims(run: Run, device: str) -> list[str]:
@@ -199,6 +218,29 @@ def neuron_tables(run: Run) -> list[str]:
             cells += [figure(fused[name]) for name in ("p50_ms", "p95_ms", "gb_s", "times_floor")]
             cells += [compared(by, name, "times_fused", run) for name in ("naive", "spikingjelly")]
             lines.append(row([*cells, f"{fused['peak_bytes'] / fused['input_bytes']:.2f}", fused["rounds"]]))
+        lines.append("")
+    return lines
+
+
+def step_tables(run: Run) -> list[str]:
+    """Whole steps, all activations and both T in one run."""
+    steps = run.lines[run.lines["kind"] == "step"]
+    if steps.empty:
+        return []
+    lines = ["## Whole steps", ""]
+    names = {"relu": "ReLU ANN", "qcfs": "QCFS ANN", "lmht": "LM-HT, T = 2", "lmht-T4": "LM-HT, T = 4"}
+    names |= {"spikingjelly-ilif": "SpikingJelly's ILIF, T = 2"}
+    for (architecture, mode), group in steps.groupby(["architecture", "mode"], sort=False):
+        one = group.iloc[0]
+        lines += [f"### {architecture}, {mode}, {one['batch']} x {one['size']}², L = {one['L']}, channels_last", ""]
+        lines += heading("dtype", "activation", "images/s", "p50 ms", "p95 ms", "÷ ANN", "peak MB", "rounds")
+        for (dtype, name), case in group.groupby(["dtype", "contender"], sort=False):
+            case = case.iloc[0]
+            if case["status"] != "measured":
+                lines.append(row([dtype, names[name], case["status"], *[""] * 5]))
+                continue
+            cells = [case["batch"] / case["p50_ms"] * 1e3, case["p50_ms"], case["p95_ms"], case["times_relu"]]
+            lines.append(row([dtype, names[name], *map(figure, [*cells, case["peak_mb"]]), case["rounds"]]))
         lines.append("")
     return lines
 
@@ -242,17 +284,20 @@ def network_tables(run: Run) -> list[str]:
 def profile_tables(run: Run) -> list[str]:
     """Where a step's time goes: what bounds the SNN."""
     lines = []
+    names = {"relu": "ReLU ANN", "qcfs": "QCFS ANN", "lmht": "LM-HT"}
     for case, found in run.profiles.items():
         if not {"relu", "lmht"} <= set(found):
             continue
-        ann, snn = found["relu"], found["lmht"]
+        shown = [name for name in names if name in found]
         lines += [f"## Where the time goes: {case.removeprefix('network-')}", ""]
         lines += ["torch.profiler, ms a call; the profiler itself slows small operators.", ""]
-        lines += heading("operators", "ReLU ANN", "LM-HT", "LM-HT ÷ ANN", "share of LM-HT")
-        whole = sum(snn.values())
-        for group, a, b in [*((group, ann[group], snn[group]) for group in snn), ("all", sum(ann.values()), whole)]:
-            if a or b:
-                lines.append(row([group, figure(a), figure(b), figure(b / a) if a else "", f"{b / whole:.0%}"]))
+        lines += heading("operators", *(names[name] for name in shown), "LM-HT ÷ ANN", "share of LM-HT")
+        whole = {name: sum(found[name].values()) for name in shown}
+        for group in (*found["lmht"], "all"):
+            times = {name: whole[name] if group == "all" else found[name][group] for name in shown}
+            if any(times.values()):
+                ratio = figure(times["lmht"] / times["relu"]) if times["relu"] else ""
+                lines.append(row([group, *map(figure, times.values()), ratio, f"{times['lmht'] / whole['lmht']:.0%}"]))
         lines.append("")
     return lines
 
@@ -316,6 +361,29 @@ def growth(run: Run) -> float:
 
 CPU_CASE = {"kind": "neuron", "mode": "forward+backward", "L": 2, "T": 2, "dtype": "float32", "N": 1 << 22}
 STEP = {"kind": "network", "mode": "training step"}
+WHOLE_STEP = {"kind": "step", "mode": "training step", "architecture": "ResNet-20"}
+STEPPED = {"qcfs": ("QCFS", 1.1), "lmht": ("LM-HT, T = 2", 2.0), "lmht-T4": ("LM-HT, T = 4", 4.0)}
+
+
+def step_aim(mode: str, dtype: str, name: str) -> Aim:
+    title, bound = STEPPED[name]
+    wanted = WHOLE_STEP | {"mode": mode, "dtype": dtype}
+    text = f"ResNet-20, {mode}, {dtype}, channels_last: {title} ÷ ReLU ANN"
+    return Aim(text, lambda run: run.ratio(name, "times_relu", **wanted), bound)
+
+
+WHOLE_STEPS = [
+    step_aim(mode, dtype, name)
+    for mode in ("training step", "inference")
+    for dtype in ("float32", "bfloat16 (autocast)")
+    for name in STEPPED
+]
+JELLY_STEP = Aim(
+    "ResNet-20, training step, float32, T = 2: SpikingJelly's multi-level neuron ÷ LM-HT",
+    lambda run: run.ratio("spikingjelly-ilif", "times_lmht", **WHOLE_STEP, dtype="float32"),
+    3,
+    False,
+)
 AIMS = {
     "cpu": [
         Aim(
@@ -325,11 +393,8 @@ AIMS = {
             False,
         ),
         Aim("the same: fused ÷ floor", lambda run: run.ratio("fused", "times_floor", **CPU_CASE), 2),
-        Aim(
-            "ResNet-20 training step at T = 2: LM-HT ÷ ReLU ANN",
-            lambda run: run.ratio("lmht", "times_relu", architecture="ResNet-20", T=2, **STEP),
-            2.6,
-        ),
+        *WHOLE_STEPS,
+        JELLY_STEP,
     ],
     "cuda": [
         Aim(
