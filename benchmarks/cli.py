@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,7 +23,7 @@ from rich.table import Table
 
 from benchmarks import spec
 from benchmarks.record import Epoch, RecordError, Result
-from benchmarks.run.schedule import STATE_DIR, Job, jobs_of
+from benchmarks.run.schedule import STATE_DIR, Elsewhere, Job, jobs_of
 from benchmarks.run.schedule import run as run_jobs
 from benchmarks.run.state import Stop
 from benchmarks.run.train import StoppedError
@@ -378,8 +379,11 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
 
-    def show(self, job: Job, event: Epoch | Result | str) -> None:
+    def show(self, job: Job, event: Epoch | Result | Elsewhere | str) -> None:
         title = f"{job.cell.name}, seed {job.seed}"
+        if isinstance(event, Elsewhere) and not event.ended:
+            console.print(f"{title}: left to {event.owner}", highlight=False, soft_wrap=True, markup=False)
+            return
         if isinstance(event, Epoch):
             rate = f"{event.metrics['images_per_s']:.0f} images/s, test {event.metrics['test']:.1f} %"
             if job.key not in self.tasks:
@@ -390,12 +394,13 @@ class Bars:
             self.bars.remove_task(self.tasks.pop(job.key))
         self.ended += 1
         self.bars.update(self.all, completed=self.ended)
-        outcome = (
-            f"test {event.metrics['test/final']:.2f} %"
-            if isinstance(event, Result)
-            else f"[yellow]not run:[/yellow] {event}"
-        )
-        console.print(f"{title}: {outcome}", highlight=False, soft_wrap=True)
+        if isinstance(event, Result):
+            outcome = f"test {event.metrics['test/final']:.2f} %"
+        else:
+            outcome = (
+                "finished elsewhere" if isinstance(event, Elsewhere) else f"[yellow]failed:[/yellow] {escape(event)}"
+            )
+        console.print(f"{escape(title)}: {outcome}", highlight=False, soft_wrap=True)
 
 
 def quiet() -> None:

@@ -5,9 +5,12 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -15,11 +18,30 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
+from benchmarks.lease import Lease, at_work, owner
 from benchmarks.record import Epoch, Evaluation, Record, Result, pack, parse
 from benchmarks.spec import HERE, TABLES, Cell, load_spec
-from benchmarks.tracking import StoreError, connect, explained, tracking_uri
+from benchmarks.tracking import StoreError, connect, explained, tracking_uri, without_secrets
 
 RECORD = "record.json"
+SEEDS = "tags.kind = 'seed' and attributes.status = 'FINISHED'"
+UNSETTLED = "unsettled"
+TAKEN = "taken over"
+ABANDONED = 60_000  # ms after which an unsettled run's process is taken for dead
+Outcome = tuple[Literal["running", "finished", "failed", "left"], str]
+
+
+class ClaimedError(Exception):
+    """Another process has finished a seed, or is training it.
+
+    Attributes:
+        run_id: its run.
+        owner: host and process that train it.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run_id, self.owner = run.info.run_id, run.data.tags.get("owner", "another process")
+        super().__init__(f"trained by {self.owner}")
 
 
 class CheckpointError(StoreError):
@@ -44,6 +66,11 @@ def provenance() -> dict[str, str]:
     }
 
 
+def seconds(run: Run) -> float:
+    """From a finished run's start to its end."""
+    return (run.info.end_time - run.info.start_time) / 1000
+
+
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested config as flat params: ``recipe.epochs``, ``ann.neuron.levels``."""
     flat: dict[str, str] = {}
@@ -65,18 +92,19 @@ class Store:
     def __init__(self, profile: str, uri: str | None = None) -> None:
         self.profile, self.uri = profile, uri or tracking_uri()
         self.client = connect(self.uri)
+        self.lease = Lease(self.client)
 
     def seeds(self) -> pd.DataFrame:
         """Finished seeds of the profile: one line a run with ``cell``, ``seed``, ``run_id``, tags ``tag.*`` and metrics."""
         with explained(self.uri):
-            runs = self._search("tags.kind = 'seed' and attributes.status = 'FINISHED'")
+            runs = self._search(SEEDS)
         return pd.DataFrame(
             [
                 {
                     "cell": run.data.tags["cell"],
                     "seed": int(run.data.tags["seed"]),
                     "run_id": run.info.run_id,
-                    "seconds": (run.info.end_time - run.info.start_time) / 1000,
+                    "seconds": seconds(run),
                     **{f"tag.{key}": value for key, value in run.data.tags.items() if not key.startswith("mlflow.")},
                     **run.data.metrics,
                 }
@@ -109,7 +137,7 @@ class Store:
         with explained(self.uri):
             tags = provenance() | {"kind": "latency", "mlflow.runName": "quick" if params["quick"] else "latency"}
             run_id = self.client.create_run(self._experiment(device), tags=tags).info.run_id
-            self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+            self._log_params(run_id, {key: str(value) for key, value in params.items()})
             self.client.log_artifact(run_id, str(record))
             names = sorted(metrics)
             for start in range(0, len(names), 1000):  # MLflow takes no more at once
@@ -153,24 +181,30 @@ class Store:
         return path
 
     def open_seed(self, table: str, cell: Cell, seed: int, device: str, going_on: str | None = None) -> tuple[str, int]:
-        """Start a seed's run below its cell's parent run, or take up the one that a kept state belongs to.
+        """Claim a seed for this process and start its run below its cell's, or take up the one that a kept state belongs to.
 
-        Runs of the seed that an interrupted process left open are closed as killed.
+        Runs of the seed that a dead process left open are closed as killed.
 
         Returns:
             The run, and how many epochs it has logged.
+
+        Raises:
+            ClaimedError: the seed is finished, or another process is training it.
         """
         with explained(self.uri):
-            experiment = self._experiment(table)
-            for stale in self._search(
-                f"tags.cell = '{cell.hash}' and tags.seed = '{seed}' and attributes.status = 'RUNNING'"
-            ):
-                self.pause(stale.info.run_id)
-            mine = f"tags.cell = '{cell.hash}' and tags.seed = '{seed}' and attributes.status != 'FINISHED'"
-            if going_on in {run.info.run_id for run in self._search(mine)}:
+            query = f"tags.kind = 'seed' and tags.cell = '{cell.hash}' and tags.seed = '{seed}'"
+            found = {run.info.run_id: run for run in self._search(query)}
+            for run in found.values():
+                if run.info.status == "FINISHED" or (run.info.status == "RUNNING" and self.lease.alive(run)):
+                    raise ClaimedError(run)
+            for run_id, run in found.items():
+                if run.info.status == "RUNNING" and run_id != going_on:
+                    self.pause(run_id)
+            if going_on in found:
                 assert going_on is not None
-                self.client.update_run(going_on, RunStatus.to_string(RunStatus.RUNNING))
+                self._take_over(found[going_on])
                 return going_on, len(self.client.get_metric_history(going_on, "epoch/loss"))
+            experiment = self._experiment(table)
             parent = self._parent(experiment, cell)
             tags = provenance() | {
                 "kind": "seed",
@@ -180,24 +214,118 @@ class Store:
                 "profile": self.profile,
                 "table": table,
                 "config": json.dumps(cell.model_dump(mode="json"), sort_keys=True),
+                **self.lease.tags(),
+                UNSETTLED: "true",
             }
             tags |= {"mlflow.parentRunId": parent, "mlflow.runName": f"seed {seed}", "title": cell.name}
-            run_id = self.client.create_run(experiment, tags=tags).info.run_id
-            params = [Param(key, value) for key, value in (flatten(cell.model_dump()) | {"seed": str(seed)}).items()]
-            self.client.log_batch(run_id, params=params)
-        return run_id, 0
+            run = self.client.create_run(experiment, tags=tags)
+            self.lease.take(run.info.run_id)
+            try:
+                self._log_params(run.info.run_id, flatten(cell.model_dump()) | {"seed": str(seed)})
+                if not self._settle(f"{query} and attributes.status = 'RUNNING'", run.info.run_id):
+                    raise ClaimedError(run)
+            except BaseException:
+                self.lease.release(run.info.run_id)
+                raise
+        return run.info.run_id, 0
+
+    def _take_over(self, run: Run) -> None:
+        """Make another process's unfinished run this one's. A param never changes its value in MLflow: only one process gets it."""
+        run_id, now = run.info.run_id, get_current_time_millis()
+        turns = sum(name.startswith(f"{TAKEN}/") for name in run.data.params)
+        whose, _, until = run.data.params.get(f"{TAKEN}/{turns}", "").rpartition(" until ")
+        under_way = run.data.tags.get(TAKEN, "0") != str(turns)  # somebody has the param, and not yet the tags
+        if under_way and at_work(whose.rpartition(" ")[0], until, until > str(now)):
+            raise ClaimedError(run)
+        claim = f"{owner()} {uuid.uuid4().hex[:8]} until {now + ABANDONED}"
+        try:
+            self.client.log_param(run_id, f"{TAKEN}/{turns + 1}", claim)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            raise ClaimedError(self.client.get_run(run_id)) from error
+        tags = self.lease.tags() | {TAKEN: str(turns + 1)}
+        self.lease.take(run_id)
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
+
+    def _settle(self, query: str, run_id: str) -> bool:
+        """Whether a run just created, tagged unsettled, stays: several processes may have made one for the same thing at once.
+
+        Each looks after it has created its own. One that sees a settled run, or an unsettled one of a smaller id, deletes its own;
+        one that sees only larger ones waits until they are gone; one that sees none is settled. So exactly one stays.
+        """
+        while True:
+            others = [
+                run
+                for run in self._search(query)
+                if run.info.run_id != run_id
+                and (UNSETTLED not in run.data.tags or get_current_time_millis() - run.info.start_time < ABANDONED)
+            ]
+            if any(UNSETTLED not in run.data.tags or run.info.run_id < run_id for run in others):
+                self.client.delete_run(run_id)
+                return False
+            if not others:
+                self.client.delete_tag(run_id, UNSETTLED)
+                return True
+            time.sleep(0.05)
+
+    def look(self, run_id: str) -> Outcome:
+        """What became of a run that another process trains."""
+        with explained(self.uri):
+            run = self.client.get_run(run_id)
+        status, deleted = run.info.status, run.info.lifecycle_stage == "deleted"
+        if status == "RUNNING" and self.lease.alive(run) and not deleted:
+            return "running", run.data.tags.get("owner", "")
+        if status == "FAILED":
+            return "failed", run.data.tags.get("failed", "no reason logged")
+        return ("finished" if status == "FINISHED" and not deleted else "left"), ""
 
     def pause(self, run_id: str) -> None:
         """Close a seed's run that its training left unfinished."""
         with explained(self.uri):
             self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
+        self.lease.release(run_id)
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """However the block ends, no run stays claimed by this process: what is unfinished then is closed as killed."""
+        try:
+            yield
+        finally:
+            for run_id in list(self.lease.mine):
+                try:
+                    self.pause(run_id)
+                except StoreError:  # away: the run is closed by whoever takes the seed next
+                    break
+            for run_id in list(self.lease.mine):
+                self.lease.release(run_id)
+
+    def _still_ours(self, run_id: str) -> None:
+        """Refuse to log to a run that another process has taken over, since this one's claim had expired."""
+        run = self.client.get_run(run_id)
+        if run.data.tags.get("owner") != owner() or run.info.status != "RUNNING":
+            self.lease.release(run_id)
+            raise ClaimedError(run)
 
     def log_epoch(self, run_id: str, epoch: Epoch) -> None:
+        """Log one epoch's metrics.
+
+        Raises:
+            ClaimedError: another process has taken the run over.
+        """
+        with explained(self.uri):
+            self._still_ours(run_id)
         self._log(run_id, {f"epoch/{key}": value for key, value in epoch.metrics.items()}, epoch.epoch)
 
     def finish(self, run_id: str, result: Result) -> None:
-        """Log the final metrics, data and checkpoint, and mark the seed finished: only then does it count as run."""
+        """Log the final metrics, data and checkpoint, and mark the seed finished: only then does it count as run.
+
+        Raises:
+            ClaimedError: another process has taken the run over.
+        """
         with explained(self.uri):
+            self._still_ours(run_id)
             source = result.data
             dataset = Dataset(source["name"], source["digest"][:36], "local", f'{{"uri": "{source["source"]}"}}')
             self.client.log_inputs(
@@ -210,12 +338,20 @@ class Store:
             self.client.set_tag(run_id, "checkpoint_sha256", sha256)
             self._keep_record(run_id, "finished", result=result, checkpoint_sha256=sha256)
             self.client.set_terminated(run_id)
+        self.lease.release(run_id)
 
     def fail(self, run_id: str, reason: str) -> None:
+        """Mark the seed failed, and say why.
+
+        Raises:
+            ClaimedError: another process has taken the run over.
+        """
         with explained(self.uri):
+            self._still_ours(run_id)
             self.client.set_tag(run_id, "failed", reason[:5000])
             self._keep_record(run_id, "failed", reason=reason.replace(f"{HERE.parent}/", ""))
             self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
+        self.lease.release(run_id)
 
     def _keep_record(self, run_id: str, status: str, result: Result | None = None, **more: Any) -> None:
         """Write the run's record beside it: what is exported, and all that reports need to know of the run."""
@@ -247,7 +383,7 @@ class Store:
         goes before an imported one. ``imported=False`` leaves those out: only runs trained here can confirm a record."""
         found: dict[tuple[str, int], Record] = {}
         with explained(self.uri):
-            runs = self._search("tags.kind = 'seed' and attributes.status = 'FINISHED'")
+            runs = self._search(SEEDS)
             runs += self._search("tags.kind = 'seed' and attributes.status = 'FAILED'")
             runs = sorted(
                 [run for run in runs if imported or run.data.tags.get("imported") != "true"],
@@ -273,7 +409,10 @@ class Store:
         new = [record for record in records if record.key not in known]
         for record in new:
             cell = Cell(**record.config)
-            run_id, _ = self.open_seed(record.table, cell, record.seed, record.provenance.get("device", ""))
+            try:
+                run_id, _ = self.open_seed(record.table, cell, record.seed, record.provenance.get("device", ""))
+            except ClaimedError:  # just being trained here: that goes before an import
+                continue
             with explained(self.uri):
                 tags = record.provenance | {"imported": "true"}
                 if record.status == "finished":
@@ -292,36 +431,76 @@ class Store:
                     self.client.log_batch(run_id, points[start : start + 1000])
                 self.client.log_text(run_id, record.line() + "\n", RECORD)
                 self.client.set_terminated(run_id, record.status.upper())
+                self.lease.release(run_id)
         for one in {record.cell: record for record in new if record.status == "finished"}.values():
             self.close_cell(one.table, Cell(**one.config))
         return len(new)
 
     def close_cell(self, table: str, cell: Cell) -> None:
         """Put the mean over all finished seeds on the parent run, so that the cell can be read in MLflow's own pages."""
-        frame = self.seeds()
         with explained(self.uri):
             parent = self._parent(self._experiment(table), cell)
-            mine = frame[frame["cell"] == cell.hash].select_dtypes("number").drop(columns=["seed"])
-            self._log(parent, {f"mean/{key}": value for key, value in mine.mean().dropna().items()}, len(mine))
-            self.client.set_terminated(parent)
+            self._close(parent, self._search(f"{SEEDS} and tags.cell = '{cell.hash}'"))
+
+    def renew_cells(self) -> None:
+        """Close parent runs that a killed process left open or with the mean of too few seeds."""
+        with explained(self.uri):
+            seeds: dict[str, list[Run]] = {}
+            for run in self._search(SEEDS):
+                seeds.setdefault(run.data.tags["cell"], []).append(run)
+            for parent in self._search("tags.kind = 'cell'"):
+                mine = seeds.get(parent.data.tags["cell"], [])
+                if parent.info.status != "FINISHED" or parent.data.tags.get("seeds", "0") != str(len(mine)):
+                    self._close(parent.info.run_id, mine)
+
+    def _close(self, parent: str, seeds: list[Run]) -> None:
+        means = pd.DataFrame([run.data.metrics | {"seconds": seconds(run)} for run in seeds]).mean().dropna()
+        self._log(parent, {f"mean/{key}": value for key, value in means.items()}, len(seeds))
+        self.client.set_tag(parent, "seeds", str(len(seeds)))
+        self.client.set_terminated(parent)
 
     def _experiment(self, table: str) -> str:
         name = f"{self.profile}/{table}"
-        if found := self.client.get_experiment_by_name(name):
-            return found.experiment_id
         title = load_spec(table).title if table in TABLES else name
-        return self.client.create_experiment(name, tags={"mlflow.note.content": title})
+        found = self.client.get_experiment_by_name(name)
+        if not found:
+            with suppress(MlflowException):  # another process was quicker, or the next line says why
+                return self.client.create_experiment(name, tags={"mlflow.note.content": title})
+            found = self.client.get_experiment_by_name(name)
+        if not found or found.lifecycle_stage == "deleted":
+            which = found.experiment_id if found else "ID"
+            raise StoreError(
+                f"tracking store {without_secrets(self.uri, self.uri)}: experiment {name} was deleted; "
+                f"`mlflow experiments restore --experiment-id {which}` brings it back, `mlflow gc` removes it for good"
+            )
+        return found.experiment_id
 
     def _parent(self, experiment: str, cell: Cell) -> str:
-        found = self._search(f"tags.kind = 'cell' and tags.cell = '{cell.hash}'")
-        if found:
-            return found[0].info.run_id
-        tags = {"kind": "cell", "cell": cell.hash, "profile": self.profile, "mlflow.runName": cell.name}
+        """The cell's parent run, made if there is none: at rest, since only seeds are at work."""
+        query = f"tags.kind = 'cell' and tags.cell = '{cell.hash}'"
+        tags = {
+            "kind": "cell",
+            "cell": cell.hash,
+            "profile": self.profile,
+            "mlflow.runName": cell.name,
+            UNSETTLED: "true",
+        }
         tags["mlflow.note.content"] = f"{cell.name}. Nested runs: one a seed. Cell {cell.hash}."
-        run_id = self.client.create_run(experiment, tags=tags).info.run_id
-        params = [Param(key, value) for key, value in flatten(cell.model_dump()).items()]
-        self.client.log_batch(run_id, params=params)
-        return run_id
+        while True:
+            found = [run for run in self._search(query) if UNSETTLED not in run.data.tags]
+            if found:
+                parent = min(found, key=lambda run: (run.info.start_time, run.info.run_id))
+                break
+            parent = self.client.create_run(experiment, tags=tags)
+            self._log_params(parent.info.run_id, flatten(cell.model_dump()))
+            self.client.set_terminated(parent.info.run_id)
+            if self._settle(query, parent.info.run_id):
+                break
+            time.sleep(0.05)
+        return parent.info.run_id
+
+    def _log_params(self, run_id: str, params: dict[str, str]) -> None:
+        self.client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
 
     def _search(self, query: str) -> list[Run]:
         experiments = [

@@ -44,14 +44,6 @@ def profile(monkeypatch: pytest.MonkeyPatch) -> spec.Profile:
     return quick
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to lay out a new database: once is enough."""
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    Store("digits", f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Store:
     for name in ("m.db", "again.db"):

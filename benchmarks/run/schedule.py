@@ -15,10 +15,11 @@ from benchmarks.record import Epoch, Result
 from benchmarks.run.state import States, Stop
 from benchmarks.run.train import StoppedError, TrainingError, run_cell
 from benchmarks.spec import Cell, Profile, Row, resolve
-from benchmarks.store import CheckpointError, Store
+from benchmarks.store import CheckpointError, ClaimedError, Store
 
 FIRST_SEED = 42  # the paper's
 STATE_DIR = "state"
+LOOK_EVERY = 5.0  # seconds between two looks at what other processes train
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,16 @@ class Job:
         return (self.cell.ann.hash, self.seed) if self.cell.ann else None
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """A seed that another process trains, by the same store."""
+
+    owner: str
+    ended: bool = False
+
+
 Event = Epoch | Result | StoppedError | str
-Progress = Callable[[Job, Epoch | Result | str], None]
+Progress = Callable[[Job, Epoch | Result | Elsewhere | str], None]
 
 
 def jobs_of(rows: dict[str, list[Row]], profile: Profile, seeds: int) -> list[Job]:
@@ -71,6 +80,8 @@ def run(
 ) -> dict[str, str]:
     """Train what the store does not hold yet. A seed that fails does not stop the others; an interrupted one goes on.
 
+    Seeds that other processes are training by the same store are left to them, waited for, and taken over if they die.
+
     Args:
         parallel: seeds trained at once.
         state_dir: folder of the states of unfinished trainings.
@@ -92,11 +103,17 @@ def run(
     waiting = [job for job in jobs if job.key not in finished]
     failed: dict[tuple[str, int], str] = {}
     running: dict[Any, tuple[Job, str]] = {}
-    touched: dict[str, Job] = {}
     states: dict[tuple[str, int], States] = {}
     logged: dict[tuple[str, int], int] = {}  # epochs that the store has already, of a training that goes on
+    elsewhere: dict[tuple[str, int], tuple[Job, str]] = {}  # seeds that other processes train, and their runs
+    looked = 0.0
     stopped = ""
-    with tempfile.TemporaryDirectory(prefix="lmht-") as scratch, workers(parallel, device, stop) as pool:
+    store.renew_cells()
+    with (
+        tempfile.TemporaryDirectory(prefix="lmht-") as scratch,
+        workers(parallel, device, stop) as pool,
+        store.leaving(),
+    ):
 
         def start(job: Job) -> None:
             ann = None
@@ -109,7 +126,30 @@ def run(
             events = pool.submit(job.cell, job.seed, **work, **options)
             running[events] = job, run_id
 
-        while running or (waiting and not stop()):
+        def leave(job: Job, claimed: ClaimedError) -> None:
+            elsewhere[job.key] = job, claimed.run_id
+            progress(job, Elsewhere(claimed.owner))
+
+        def look() -> None:
+            """Ask what has become of the seeds that others train."""
+            for job, run_id in list(elsewhere.values()):
+                outcome, more = store.look(run_id)
+                if outcome == "running":
+                    continue
+                del elsewhere[job.key]
+                if outcome == "left":
+                    waiting.append(job)
+                elif outcome == "finished":
+                    finished[job.key] = run_id
+                    progress(job, Elsewhere(more, ended=True))
+                else:
+                    failed[job.key] = more
+                    progress(job, more)
+
+        while running or ((waiting or elsewhere) and not stop()):
+            if elsewhere and time.monotonic() - looked > LOOK_EVERY:
+                look()
+                looked = time.monotonic()
             for job in list(waiting) * (not stop()):
                 missing = job.needs if job.needs not in finished else None
                 if missing and missing in failed:
@@ -122,20 +162,25 @@ def run(
                     except CheckpointError as error:  # of its quantised ANN: only what starts from it fails
                         failed[job.key] = str(error)
                         progress(job, str(error))
+                    except ClaimedError as claimed:
+                        leave(job, claimed)
             if not running:
+                if elsewhere:
+                    time.sleep(0.1)
                 continue
             events, event = pool.next_event(list(running))
             job, run_id = running[events]
-            if isinstance(event, Epoch):
-                if event.epoch > logged[job.key]:
-                    store.log_epoch(run_id, event)
-            else:
+            if not isinstance(event, Epoch):
                 del running[events]
-                if isinstance(event, Result):
+            try:
+                if isinstance(event, Epoch):
+                    if event.epoch > logged[job.key]:
+                        store.log_epoch(run_id, event)
+                elif isinstance(event, Result):
                     store.finish(run_id, event)
                     states[job.key].discard()
                     finished[job.key] = run_id
-                    touched[job.cell.hash] = job
+                    store.close_cell(job.table, job.cell)
                 elif isinstance(event, StoppedError):
                     store.pause(run_id)
                     stopped = f"{job.cell.name}, seed {job.seed}: {event}"
@@ -143,10 +188,11 @@ def run(
                 else:
                     store.fail(run_id, event)
                     failed[job.key] = event
+            except ClaimedError as claimed:  # this process was away for so long that its claim ran out
+                leave(job, claimed)
+                continue
             progress(job, event)
-        for job in touched.values():
-            store.close_cell(job.table, job.cell)
-    if stopped or waiting:
+    if stopped or waiting or elsewhere:
         raise StoppedError(stopped or "stopped between two trainings")
     return {cell: reason for (cell, _), reason in failed.items()}
 
