@@ -2,58 +2,80 @@
 
 import copy
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from lmht.graph import Synapse, check_network
-from lmht.networks.base import Network
+from lmht import functional
+from lmht.graph import Kind, Norm, Synapse, check_affine, check_unchanged, flow, unwrap
+from lmht.networks.base import MultiStep, Network
 from lmht.neurons import IF, LMHT, QCFS
 from lmht.tgim import TGIM
 
 Start = Literal["exact", "algorithm1"]
 
 
-def to_if(network: Network, steps: int) -> Network:
-    """QCFS network -> IF network: ``theta = vartheta``, ``v(0) = theta / 2``, over T steps (QCFS conversion, Table 4)."""
-    return _convert(network, steps, lambda scale: IF(steps, theta=scale, v0=scale / 2))
+def to_if(network: nn.Module, steps: int, *, activation: type[nn.Module] = QCFS, scale: str = "scale") -> MultiStep:
+    """QCFS network -> IF network: ``theta = vartheta``, ``v(0) = theta / 2``, over T steps (QCFS conversion, Table 4).
+
+    Close to the ANN in the limit of many steps; arguments, result and errors as :func:`to_lmht` with ``inexact=True``.
+    """
+
+    def neuron(vartheta: float) -> IF:
+        return IF(steps, theta=vartheta, v0=vartheta / 2)
+
+    return _convert(network, steps, neuron, activation, scale, inexact=True)
 
 
 def to_lmht(
-    network: Network,
+    network: nn.Module,
     levels: int,
     steps: int,
     *,
     start: Start = "exact",
     tgim: Callable[[int], TGIM] | None = None,
-) -> Network:
+    activation: type[nn.Module] = QCFS,
+    scale: str = "scale",
+    inexact: bool = False,
+) -> MultiStep:
     """QCFS network -> LM-HT network, ready for fine-tuning, with ``Omega = 1/T``, ``lambda = 1``, ``v(0) = theta / 2``.
 
     Args:
-        network: trained network with :class:`~lmht.neurons.QCFS` activations; it is not changed.
+        network: trained network with QCFS activations, any module that torch.fx can trace, from one tensor ``[N, ...]`` to another;
+            it is not changed. What DataParallel, DistributedDataParallel or torch.compile wrapped is taken out.
         levels: ``L``.
         steps: ``T``.
         start: ``exact`` takes ``theta = vartheta / L`` and scales nothing: at ``L * T = Tq`` the result is the quantised ANN
-            itself, layer by layer, before any fine-tuning (a network whose operations between neurons are affine).
+            itself in eval mode, layer by layer, before any fine-tuning (a network whose operations between neurons are affine).
             ``algorithm1`` is the paper's Algorithm 1 taken literally: ``theta = vartheta``, the first layer's current times
             ``L``. Its biases and running means further in are not scaled, so it is not the initialisation of Theorem 4.4.
         tgim: makes each layer's T-GIM from T; default the paper's bounded sigmoid, which starts uniform.
+        activation: class of the network's activations, :class:`~lmht.neurons.QCFS` or somebody else's that computes the same
+            (which is checked, value by value).
+        scale: the attribute that holds an activation's ``vartheta``.
+        inexact: convert also where an operation between neurons is not affine (a max-pool): equal up to the first of them.
+
+    Returns:
+        A :class:`~lmht.networks.Network` if it was one, else a :class:`~lmht.networks.MultiStep` around its copy.
 
     Raises:
-        ValueError: unknown ``start``, a network without QCFS activations, a scale that is not positive, or a network that
-            :func:`lmht.graph.check_network` refuses.
+        ValueError: unknown ``start``, a network without such activations, a scale that is not positive, an operation that
+            :mod:`lmht.graph` does not know or, unless ``inexact``, that is not affine, or what
+            :func:`lmht.graph.check_unchanged` refuses.
     """
     if start not in ("exact", "algorithm1"):
         raise ValueError(f"start must be 'exact' or 'algorithm1', got {start!r}")
     divisor = levels if start == "exact" else 1
 
-    def neuron(scale: float) -> LMHT:
-        theta = scale / divisor
+    def neuron(vartheta: float) -> LMHT:
+        theta = vartheta / divisor
         return LMHT(levels, steps, theta=theta, v0=theta / 2, tgim=None if tgim is None else tgim(steps))
 
-    converted = _convert(network, steps, neuron)
+    converted = _convert(network, steps, neuron, activation, scale, inexact)
     if start == "algorithm1":
+        if not isinstance(converted, Network):
+            raise ValueError("start='algorithm1' scales a stem, which only a lmht.networks.Network has")
         scale_current(converted.stem, levels)
     return converted
 
@@ -63,11 +85,11 @@ def replace_modules(network: nn.Module, kind: type[nn.Module], make: Callable[[n
 
     A submodule that has several names stays one submodule with these names.
     """
-    like = next(network.parameters())
+    like = next(network.parameters(), torch.empty(()))
     found: list[tuple[str, nn.Module]] = [
         (n, m) for n, m in network.named_modules(remove_duplicate=False) if isinstance(m, kind)
     ]
-    made = {module: make(module).to(like.device, like.dtype).train(network.training) for _, module in found}
+    made = {module: make(module).to(like.device, like.dtype).train(module.training) for _, module in found}
     for name, module in found:
         network.set_submodule(name, made[module])
     return len(made)
@@ -76,24 +98,72 @@ def replace_modules(network: nn.Module, kind: type[nn.Module], make: Callable[[n
 @torch.no_grad()
 def scale_current(stem: nn.Module, factor: float) -> None:
     """Multiply the current that a stem delivers: weight and bias of its last affine layer."""
-    last = [m for m in stem.modules() if isinstance(m, Synapse | nn.BatchNorm2d)][-1]
+    last = [m for m in stem.modules() if isinstance(m, Synapse | Norm)][-1]
+    if last.weight is None:
+        raise ValueError(f"the stem's last layer, {last}, has no weight to scale the current by")
     last.weight *= factor
     if last.bias is not None:
         last.bias *= factor
 
 
-def _convert(network: Network, steps: int, neuron: Callable[[float], nn.Module]) -> Network:
-    check_network(network)
+def _convert(
+    network: nn.Module,
+    steps: int,
+    neuron: Callable[[float], nn.Module],
+    activation: type[nn.Module],
+    scale: str,
+    inexact: bool,
+) -> MultiStep:
+    network = unwrap(network)
+    check_unchanged(network)
+    found = flow(network, activation)
+    ends = [step for step in found.of(Kind.ACTIVATION) if isinstance(step.module, activation)]
+    if not ends:
+        raise ValueError(
+            f"the network has no {activation.__name__} activation to convert; train it with activation=lambda: QCFS(levels), "
+            "or name your own class: activation=, scale="
+        )
+    others = [step.name for step in found.of(Kind.ACTIVATION) if step not in ends]
+    if others:
+        raise ValueError(
+            f"{', '.join(others)} is another activation than {activation.__name__}; convert a network of one"
+        )
+    check_affine(found, "no exact conversion", inexact)
     converted = copy.deepcopy(network)
+    replace_modules(converted, activation, lambda module: neuron(_scale(module, scale)))
+    if not isinstance(converted, MultiStep):
+        return MultiStep(converted, steps).train(converted.training)
     converted.steps = steps
-    if not replace_modules(converted, QCFS, lambda activation: neuron(_scale(activation))):
-        raise ValueError("the network has no QCFS activation to convert; train it with activation=lambda: QCFS(levels)")
     return converted
 
 
-def _scale(activation: nn.Module) -> float:
-    assert isinstance(activation, QCFS)
-    scale = float(activation.scale.detach())
+def _scale(activation: nn.Module, name: str) -> float:
+    value: Any = getattr(activation, name, None)
+    if not isinstance(value, int | float | torch.Tensor) or torch.as_tensor(value).numel() != 1:
+        raise ValueError(
+            f"{type(activation).__name__}.{name} is not one number; name the attribute that holds it: scale="
+        )
+    scale = float(torch.as_tensor(value).detach())
     if not scale > 0:
         raise ValueError(f"a QCFS scale is {scale}, not > 0; a threshold can't be made of it: train again")
+    if type(activation).forward is not QCFS.forward:
+        _check_qcfs(activation, scale)
     return scale
+
+
+@torch.no_grad()
+def _check_qcfs(activation: nn.Module, scale: float) -> None:
+    """ValueError unless an activation is QCFS with this scale, by its values around [0, scale], ties left out."""
+    like = next(activation.parameters(), torch.empty((), dtype=torch.float64))
+    x = scale * torch.linspace(-0.5013, 1.4987, 4001, dtype=torch.float64)
+    y = copy.deepcopy(activation).eval()(x.to(like)).to(x)
+    levels = max(1, len((y / scale * 2**16).round().unique()) - 1)
+    expected = functional.qcfs(x, levels=levels, scale=scale)
+    clear = (x * levels / scale - 0.5).sub((x * levels / scale - 0.5).round()).abs() > 1e-4
+    wrong = clear & ((y - expected).abs() > 1e-5 * scale)
+    if bool(wrong.any()):
+        at = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{type(activation).__name__} is not QCFS (Eq. 4) with scale {scale:g} and {levels} levels: at {float(x[at]):g} it "
+            f"gives {float(y[at]):g}, not {float(expected[at]):g}; is scale= the right attribute?"
+        )

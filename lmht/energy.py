@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from lmht.graph import Synapse, is_activation, trace
-from lmht.networks.base import Network
+from lmht import functional
+from lmht.graph import ADDING, SCALING, Flow, Kind, Step, check_time, check_values, evaluating, flow, unwrap
+from lmht.networks.base import MultiStep
 from lmht.neurons import Neuron
 
 PJ_PER_AC = 0.9
 PJ_PER_MAC = 4.6
-_LINEAR_CALLS = {"flatten", "unflatten", "transpose", "mean"}
 
 AT_ONCE = 1 << 20  # values of the images counted at once: all of a network's spike counts are kept meanwhile
 
@@ -30,11 +30,14 @@ class Operations:
             average. Empty for an ANN.
         macs: multiply-accumulates of every layer that sees analogue values (the first one of an SNN, all of an ANN).
         spikes: spikes of every neuron layer, summed over time.
+        uncounted: operations whose cost is in none of these numbers, because nothing says what they cost in spikes: products of
+            two activations (attention), and whatever :mod:`lmht.graph` does not know.
     """
 
     sops: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     macs: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     spikes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    uncounted: list[str] = field(default_factory=list)
 
     @property
     def total_sops(self) -> float:
@@ -59,74 +62,130 @@ def fan_out_sum(layer: nn.Module, spikes: Tensor) -> float:
     """Sum over all spikes of the number of connections that each one drives in ``layer``."""
     if isinstance(layer, nn.Linear):
         return float(spikes.sum(dtype=torch.float64)) * layer.out_features
-    assert isinstance(layer, nn.Conv2d)
+    assert isinstance(layer, nn.modules.conv._ConvNd)
     maps = spikes.double().sum(1, keepdim=True)  # every input channel reaches out_channels / groups outputs
     ones = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64, device=spikes.device)
-    reached = F.conv2d(maps, ones, None, layer.stride, layer.padding, layer.dilation)
+    dimensions = len(layer.kernel_size)
+    if layer.transposed:
+        transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dimensions - 1]
+        crop: Any = (layer.stride, layer.padding, layer.output_padding, 1, layer.dilation)
+        reached = transposed(maps, ones, None, *crop)
+    else:
+        padding: Any = layer.padding
+        if layer.padding_mode != "zeros":
+            maps, padding = F.pad(maps, layer._reversed_padding_repeated_twice, layer.padding_mode), 0
+        convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[dimensions - 1]
+        reached = convolve(maps, ones, None, layer.stride, padding, layer.dilation)
     return float(reached.sum()) * layer.out_channels / layer.groups
+
+
+def _macs(layer: nn.Module, x: Tensor, out: Tensor) -> float:
+    """Multiply-accumulates of a layer on analogue values; at an image border those with padding count too."""
+    assert isinstance(layer.weight, Tensor)
+    from_input = isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed
+    # a weight's first axis is the output's channels, a transposed convolution's the input's
+    return (x if from_input else out).numel() * layer.weight[0].numel()
 
 
 class _Counter(fx.Interpreter):
     """Runs the network and carries, beside each value that is made of spikes, the spike counts that it stands for."""
 
-    def __init__(self, network: nn.Module, into: Operations) -> None:
-        graph, modules = trace(network)
-        super().__init__(fx.GraphModule(network, graph))
-        self.layers, self.into = modules, into
+    def __init__(self, network: nn.Module, found: Flow, into: Operations) -> None:
+        super().__init__(fx.GraphModule(network, found.graph))
+        self.steps, self.into = {step.node: step for step in found.steps}, into
         self.counts: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        sources = n.all_input_nodes
-        counts = [self.counts.get(source) for source in sources]
-        module = self.layers[str(n.target)] if n.op == "call_module" else None
-        if isinstance(module, Synapse):
-            if counts[0] is None:
-                weights = module.weight.numel() / (
-                    module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
-                )
-                self.into.macs[str(n.target)] += value.numel() * weights
-            else:
-                self.into.sops[str(n.target)] += fan_out_sum(module, counts[0])
-        elif isinstance(module, Neuron):
-            self.counts[n] = (value / module.theta).round()
-            self.into.spikes[str(n.target)] += float(self.counts[n].sum(dtype=torch.float64))
-        elif module is not None and not is_activation(module):
-            if counts[0] is not None and not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm):
-                self.counts[n] = module(counts[0])
-        elif n.op in ("call_function", "call_method") and all(c is not None for c in counts) and sources:
-            name = n.target if isinstance(n.target, str) else n.target.__name__
-            if name in _LINEAR_CALLS or name == "add":
-                args = fx.map_arg(n.args, lambda a: self.counts[a])
-                run = super().call_method if n.op == "call_method" else super().call_function
-                self.counts[n] = run(n.target, args, dict(n.kwargs))
+        if (step := self.steps.get(n)) is not None:
+            self._count(step, value)
         return value
+
+    def _count(self, step: Step, value: Any) -> None:
+        node, module = step.node, step.module
+        counts = [self.counts[source] for source in step.inputs if source in self.counts]
+        if isinstance(module, Neuron):
+            self.counts[node] = (value / module.theta).round()
+            self.into.spikes[str(node.target)] += float(self.counts[node].sum(dtype=torch.float64))
+        elif step.kind is Kind.SYNAPSE:
+            assert module is not None
+            if counts:
+                self.into.sops[str(node.target)] += fan_out_sum(module, counts[0])
+            else:
+                self.into.macs[str(node.target)] += _macs(module, self.env[step.inputs[0]], value)
+        elif step.kind in (Kind.LINEAR, Kind.POOLING) and len(counts) == len(step.inputs):
+            self.counts[node] = self._passed_on(step, counts)
+
+    def _passed_on(self, step: Step, counts: list[Tensor]) -> Any:
+        """The spikes that a linear operation or a pool hands on; signs and constant factors change their size, not their number."""
+        node = step.node
+        if step.module is not None:
+            return step.module(counts[0])
+        if node.target in ADDING:
+            return self._of(node.args[0]) + self._of(node.args[1])
+        if node.target in SCALING:
+            return counts[0]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._of)
+        return getattr(super(), node.op)(node.target, args, kwargs)
+
+    def _of(self, node: Any) -> Any:
+        return self.counts[node] if node in self.counts else self.env[node]
 
 
 @torch.no_grad()
-def count_operations(network: Network, images: Tensor) -> Operations:
+def count_operations(network: nn.Module, images: Tensor) -> Operations:
     """Count spikes, SOPs and MACs of a network in eval mode, as means over a batch of images.
 
     Args:
-        network: an SNN or an ANN; its modules' modes are left as they were.
-        images: ``[N, C, H, W]`` (or frames ``[T, N, C, H, W]``), N >= 1.
+        network: an SNN (:class:`~lmht.networks.MultiStep` or :class:`~lmht.networks.Network`) or any ANN that torch.fx can trace,
+            also inside DataParallel, DistributedDataParallel or what torch.compile returns; modules keep their modes.
+        images: ``[N, ...]`` (or frames ``[T, N, ...]``), N >= 1.
+
+    Raises:
+        ValueError: no images, images or weights without values, neurons in a module that does not say where time starts, a layer
+            behind an operation on spikes that is not known, or a network that :func:`lmht.graph.flow` refuses.
     """
-    axis = 1 if network.frames else 0
+    network = unwrap(network)
+    check_values(network)
+    if any(isinstance(module, Neuron) for module in network.modules()):
+        check_time(network)
+    axis = int(isinstance(network, MultiStep) and network.frames)
     n = images.shape[axis]
     if n < 1:
         raise ValueError("count_operations needs at least one image")
+    if functional.symbolic(images):
+        raise ValueError("count_operations counts spikes, and images on the meta device or fake ones give none")
     at_once = max(1, AT_ONCE * n // images.numel())
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        totals = Operations()
+    found = flow(network)
+    _refuse_doubt(found)
+    totals = Operations(uncounted=[step.name for step in found.steps if _costs(step)])
+    with evaluating(network):
         for part in images.split(at_once, axis):
-            _Counter(network, totals).run(part)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+            _Counter(network, found, totals).run(part)
     for counted in (totals.sops, totals.macs, totals.spikes):
         for name in counted:
             counted[name] /= n
     assert math.isfinite(totals.total_sops)
     return totals
+
+
+def _costs(step: Step) -> bool:
+    """Whether an operation that is not counted multiplies or has weights, or may; comparisons are free, as in the paper."""
+    weighs = step.module is not None and any(True for _ in step.module.parameters())
+    product = sum(isinstance(argument, fx.Node) for argument in step.node.args) > 1
+    return step.kind is Kind.UNKNOWN or (step.kind is Kind.NOT_AFFINE and (weighs or product))
+
+
+def _refuse_doubt(found: Flow) -> None:
+    """ValueError if it can't be said whether a layer sees spikes, behind an operation on spikes that is not known."""
+    doubts: dict[fx.Node, str] = {}
+    for step in found.steps:
+        doubt = next((doubts[node] for node in step.inputs if node in doubts), None)
+        if step.kind is Kind.UNKNOWN and step.sources:
+            doubt = step.name
+        if step.kind is Kind.SYNAPSE and doubt:
+            raise ValueError(
+                f"can't count {step.name}: {doubt} before it is not known, so it may see spikes or analogue values"
+            )
+        if doubt and step.kind is not Kind.ACTIVATION:
+            doubts[step.node] = doubt

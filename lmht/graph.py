@@ -1,103 +1,392 @@
-"""Which neuron feeds which layer: a network's data flow, read off by torch.fx."""
+"""What each module and operation of a network is, and which activation feeds which layer: the network's graph, by torch.fx.
 
+This is the one place that decides it. Conversion, reparameterisation, certificate and counting ask :func:`flow`; an operation that
+stands in no table here is :attr:`Kind.UNKNOWN`, and they refuse it by name.
+"""
+
+import inspect
+import operator
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.utils.prune import BasePruningMethod
 
-from lmht.networks.base import Network
+from lmht import functional
+from lmht.networks import base
+from lmht.networks.base import MultiStep
 from lmht.neurons import QCFS, Neuron
 
-Synapse = nn.Conv2d | nn.Linear
-_AFFINE = (
-    nn.Conv2d,
-    nn.Linear,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.SyncBatchNorm,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.Flatten,
-    nn.Identity,
+Synapse = nn.Linear | nn.modules.conv._ConvNd
+Norm = nn.modules.batchnorm._NormBase
+
+
+class Kind(Enum):
+    """What an operation does to a current, in eval mode and step by step (no step sees another)."""
+
+    SYNAPSE = "weights, and a bias"
+    NORMALISATION = "affine by running statistics"
+    ACTIVATION = "where a layer ends: a neuron, QCFS; an ANN's ReLU"
+    LINEAR = "linear, without parameters"
+    OFFSET = "affine, with an offset that stands in no bias"
+    POOLING = "not affine, but a common factor of its input is one of its output"
+    NOT_AFFINE = "known, and not affine"
+    UNKNOWN = "not known, or it mixes time-steps"
+
+
+def _classes(*names: str) -> list[type[nn.Module]]:
+    return [getattr(nn, name + dimensions) for name in names for dimensions in ("1d", "2d", "3d")]
+
+
+_MODULE_AXES = {nn.Flatten: "start_dim"} | dict.fromkeys(
+    [nn.Unflatten, nn.GLU, nn.Softmax, nn.LogSoftmax, nn.Softmin], "dim"
 )
-_AFFINE_CALLS = {"add", "mean", "flatten", "unflatten", "transpose", "repeat_in_time", "checked_images"}
+_MODULES: dict[type[nn.Module], Kind] = {
+    **dict.fromkeys([nn.Linear, *_classes("Conv", "ConvTranspose")], Kind.SYNAPSE),
+    **dict.fromkeys([nn.SyncBatchNorm, *_classes("BatchNorm", "InstanceNorm")], Kind.NORMALISATION),
+    **dict.fromkeys([nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.AlphaDropout], Kind.LINEAR),
+    **dict.fromkeys([nn.FeatureAlphaDropout, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle], Kind.LINEAR),
+    **dict.fromkeys([nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.Fold, nn.Unfold], Kind.LINEAR),
+    **dict.fromkeys(_classes("Dropout", "AvgPool", "AdaptiveAvgPool", "ZeroPad", "ConstantPad"), Kind.LINEAR),
+    **dict.fromkeys(_classes("CircularPad", "ReflectionPad", "ReplicationPad"), Kind.LINEAR),
+    **dict.fromkeys([nn.ReLU, *_classes("MaxPool", "AdaptiveMaxPool")], Kind.POOLING),
+    **dict.fromkeys([nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.ReLU6, nn.LeakyReLU], Kind.NOT_AFFINE),
+    **dict.fromkeys([nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink], Kind.NOT_AFFINE),
+    **dict.fromkeys([nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Tanhshrink, nn.Softplus, nn.Softsign], Kind.NOT_AFFINE),
+    **dict.fromkeys([nn.PReLU, nn.RReLU, nn.Threshold, nn.GLU, *_classes("LPPool")], Kind.NOT_AFFINE),
+    **dict.fromkeys([nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d], Kind.NOT_AFFINE),
+    **dict.fromkeys([nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm], Kind.NOT_AFFINE),
+}
+# What makes a subclass another operation than its base.
+_OWN = {"forward", "__call__", "_conv_forward", "weight", "bias", "running_mean", "running_var"}
+
+ADDING = (operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "sub")
+_NEGATING = (operator.neg, torch.neg)
+_MULTIPLYING = (operator.mul, torch.mul, "mul")
+_DIVIDING = (operator.truediv, torch.div, "div")
+SCALING = _NEGATING + _MULTIPLYING + _DIVIDING
+_PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, F.scaled_dot_product_attention, "matmul", "bmm")
+_SHAPE = (getattr, "size", "dim", "numel", len)
+_RESHAPING = (torch.reshape, "reshape", "view", "contiguous", "clone")  # row by row: time stays outermost
+_LINEAR = (
+    base.checked_images,
+    base.folded_images,
+    base.repeat_in_time,
+    base.per_step,
+    base.time_mean,
+    *_NEGATING,
+    F.avg_pool1d,
+    F.avg_pool2d,
+    F.avg_pool3d,
+    F.adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d,
+    F.adaptive_avg_pool3d,
+    F.interpolate,
+    F.pixel_shuffle,
+    F.pixel_unshuffle,
+    F.fold,
+    F.unfold,
+)
+_POOLING = (F.relu, torch.relu, "relu", F.max_pool1d, F.max_pool2d, F.max_pool3d)
+_NOT_AFFINE = (torch.sigmoid, torch.tanh, F.gelu, F.silu, F.elu, F.leaky_relu, F.relu6, F.hardtanh, "sigmoid", "tanh")
+_DROPOUT = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+_SOFTMAX = (torch.softmax, F.softmax, "softmax")
+_PARTS = (torch.chunk, torch.split, "chunk", "split")
+# The argument that says which axes an operation is about, by place; its name is "dim" but for flatten's.
+_AXES: dict[Any, int] = {
+    **dict.fromkeys([torch.flatten, torch.unflatten, torch.mean, torch.sum, torch.squeeze, torch.unsqueeze], 1),
+    **dict.fromkeys(["flatten", "unflatten", "mean", "sum", "squeeze", "unsqueeze", torch.cat, torch.stack], 1),
+    **dict.fromkeys(_SOFTMAX, 1),
+    **dict.fromkeys(_PARTS, 2),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation on data.
+
+    Attributes:
+        name: as errors and lists print it.
+        module: what is called, if it is a module.
+        inputs: where its data come from.
+        sources: names of the nearest activations before it; empty: it sees the image alone.
+    """
+
+    node: fx.Node
+    name: str
+    kind: Kind
+    module: nn.Module | None
+    inputs: tuple[fx.Node, ...]
+    sources: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A network's operations on data, in order of execution."""
+
+    graph: fx.Graph
+    steps: tuple[Step, ...]
+
+    def of(self, *kinds: Kind) -> list[Step]:
+        return [step for step in self.steps if step.kind in kinds]
+
+    @property
+    def not_affine(self) -> list[Step]:
+        """Known operations behind an activation that are not affine."""
+        return [step for step in self.of(Kind.NOT_AFFINE, Kind.POOLING) if step.sources]
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.activation = activation
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Neuron | QCFS) or super().is_leaf_module(m, module_qualified_name)
+        leaf = isinstance(m, Neuron | QCFS | self.activation) or _known(m) is not None
+        return leaf or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(network: nn.Module) -> tuple[fx.Graph, dict[str, nn.Module]]:
-    """The network's graph, activations as leaves, and its modules by name."""
-    return _Tracer().trace(network), dict(network.named_modules())
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel and what torch.compile returns."""
+    while True:
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            network = network.module
+        elif isinstance(inner := vars(network).get("_modules", {}).get("_orig_mod"), nn.Module):
+            network = inner
+        else:
+            return network
 
 
-def check_network(network: nn.Module) -> None:
-    """Refuse what the graph tools would get wrong in silence.
+def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
+    """What the network does in eval mode; its modules' modes are left as they were.
+
+    Args:
+        network: any module that torch.fx can trace, of one tensor, from one tensor.
+        activation: a class that counts as an activation, besides ours.
 
     Raises:
-        ValueError: no :class:`~lmht.networks.Network` (only that knows where time starts), or pruned or parametrised weights.
+        ValueError: torch.fx can't trace it (its forward branches on values, say), or it takes or returns something else.
     """
-    if not isinstance(network, Network):
-        raise ValueError(
-            f"a lmht.networks.Network is needed, got {type(network).__name__}: nothing else says where the time axis starts; "
-            "pass a wrapper's inner network (.module, ._orig_mod), or build the model as Network(stem, body, head)"
-        )
-    for name, module in network.named_modules():
-        if nn.utils.parametrize.is_parametrized(module):
-            raise ValueError(f"{name} is parametrised; call torch.nn.utils.parametrize.remove_parametrizations first")
-        if any(key.endswith(("_orig", "_v")) for key in module._parameters) or hasattr(module, "weight_u"):
-            raise ValueError(
-                f"{name} has pruned or reparametrised weights; call torch.nn.utils.prune.remove (or remove_weight_norm, "
-                "remove_spectral_norm) first"
-            )
+    tracer = _Tracer(activation)
+    parameters = list(inspect.signature(network.forward).parameters.values())
+    defaults = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
+    with evaluating(network):
+        try:
+            graph = tracer.trace(network, defaults or None)
+        except Exception as error:  # whatever a forward raises on a proxy
+            raise ValueError(f"{type(network).__name__} can't be traced by torch.fx: {error}") from error
+    return Flow(graph, tuple(_steps(network, graph, activation)))
 
 
-def is_activation(module: nn.Module) -> bool:
-    """Whether a module is where one layer ends: a spiking neuron, QCFS, or an ANN's ReLU."""
-    return isinstance(module, Neuron | QCFS | nn.ReLU)
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every module's own mode again afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def presynaptic(network: nn.Module) -> dict[str, list[str]]:
-    """For each convolution and linear layer, in order of execution, the activations whose output it sees (none: the image)."""
-    graph, modules = trace(network)
-    return {
-        str(node.target): sorted({str(n.target) for n in _upstream(node, modules) if n.op == "call_module"})
-        for node in graph.nodes
-        if node.op == "call_module" and isinstance(modules[str(node.target)], Synapse)
-    }
+    """For each layer with weights, in order of execution, the activations whose output it sees (none: the image)."""
+    return {str(step.node.target): sorted(step.sources) for step in flow(unwrap(network)).of(Kind.SYNAPSE)}
 
 
 def non_affine(network: nn.Module) -> list[str]:
-    """Operations between two neurons that are not affine: there the equalities of Theorems 4.4 and A.2 fail in general.
+    """Operations between two neurons that are not affine, or not known: there the equalities of Theorems 4.4 and A.2 fail in
+    general.
 
     Operations on the analogue current before the first neuron of a static image don't count: they see the same input at
     every step.
     """
-    graph, modules = trace(network)
-    found = []
+    found = flow(unwrap(network))
+    return [step.name for step in found.steps if step.sources and step.kind not in _AFFINE]
+
+
+_AFFINE = (Kind.SYNAPSE, Kind.NORMALISATION, Kind.ACTIVATION, Kind.LINEAR, Kind.OFFSET)
+
+
+def check_affine(found: Flow, what: str, inexact: bool) -> None:
+    """ValueError that names what is not known and, unless ``inexact``, what is not affine behind an activation."""
+    if unknown := [step.name for step in found.of(Kind.UNKNOWN)]:
+        raise ValueError(f"{what}: {', '.join(unknown)} is not known to be applied step by step; replace it")
+    if not inexact and (names := [step.name for step in found.not_affine]):
+        raise ValueError(
+            f"{what}: {', '.join(names)} is not affine, so the result would differ; replace it, or pass inexact=True"
+        )
+
+
+def check_values(network: nn.Module) -> None:
+    """ValueError if weights have no values: lazy modules, meta device, fake tensors."""
+    for name, module in network.named_modules():
+        what = f"{name or 'the network'} ({type(module).__name__})"
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if nn.parameter.is_lazy(tensor):
+                raise ValueError(f"{what} has no weights yet; run the network once")
+            if tensor is not None and functional.symbolic(tensor):
+                raise ValueError(f"{what} has no values (meta device or fake tensors); load its weights first")
+
+
+def check_unchanged(network: nn.Module) -> None:
+    """Refuse modules that are not what their class and parameters say.
+
+    Raises:
+        ValueError: weights without values (:func:`check_values`), parametrised or pruned, hooks, a replaced forward.
+    """
+    check_values(network)
+    for name, module in network.named_modules():
+        what = f"{name or 'the network'} ({type(module).__name__})"
+        if nn.utils.parametrize.is_parametrized(module):
+            raise ValueError(f"{what} is parametrised; call torch.nn.utils.parametrize.remove_parametrizations first")
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            pruning = isinstance(hook, BasePruningMethod)
+            remove = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectral_norm"}
+            remedy = "prune.remove" if pruning else remove.get(type(hook).__name__, "")
+            remedy = f"call torch.nn.utils.{remedy}" if remedy else "remove them (handle.remove())"
+            raise ValueError(f"{what} has hooks that may change what it computes ({_name(hook)}); {remedy} first")
+        if "forward" in vars(module):
+            raise ValueError(f"{what} has a forward of its own that replaces its class's; remove it, or write a class")
+
+
+def check_time(network: nn.Module) -> MultiStep:
+    """The network, if it is known where its time axis starts.
+
+    Raises:
+        ValueError: it is no :class:`~lmht.networks.MultiStep`, or a neuron in it has another T or layout.
+    """
+    if not isinstance(network, MultiStep):
+        raise ValueError(
+            f"{type(network).__name__} does not say where the time axis starts; if it takes folded [T*N, ...], wrap it: "
+            "lmht.networks.MultiStep(network, steps=T)"
+        )
+    base.check_neurons(network, network.steps)
+    return network
+
+
+def _known(module: nn.Module) -> type[nn.Module] | None:
+    """The class of the table whose operation a module has: its own, or a base whose forward it inherits."""
+    for kind in type(module).__mro__:
+        if kind in _MODULES:
+            return kind
+        if _OWN & vars(kind).keys():
+            return None
+    return None
+
+
+def _of_module(module: nn.Module) -> Kind:
+    known = _known(module)
+    if known is None:
+        return Kind.UNKNOWN
+    kind = _MODULES[known]
+    if kind is Kind.NORMALISATION:
+        assert isinstance(module, Norm)
+        running = module.running_mean is not None and module.track_running_stats
+        mixes = not isinstance(module, nn.modules.instancenorm._InstanceNorm)
+        return kind if running else Kind.UNKNOWN if mixes else Kind.NOT_AFFINE
+    if isinstance(module, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d) and module.value != 0:
+        return Kind.OFFSET
+    moved = known in _MODULE_AXES and not _keeps_time(getattr(module, _MODULE_AXES[known]))
+    return Kind.UNKNOWN if moved or getattr(module, "return_indices", False) else kind
+
+
+def _keeps_time(axes: Any) -> bool:
+    """Whether axes leave the first one alone. From the end, only the last two are sure not to be the first."""
+    axes = axes if isinstance(axes, tuple | list) else (axes,)
+    return all(isinstance(axis, int) and (axis > 0 or axis in (-1, -2)) for axis in axes)
+
+
+def _of_call(node: fx.Node, data: list[fx.Node]) -> Kind:
+    """The kind of a function or method call on data."""
+    target, args, kwargs = node.target, node.args, node.kwargs
+    on_data = [a in data for a in args]
+    if target in ADDING:
+        return Kind.LINEAR if all(on_data) and not kwargs else Kind.OFFSET
+    if target in _MULTIPLYING and not kwargs:
+        return Kind.NOT_AFFINE if all(on_data) else Kind.LINEAR
+    if target in _DIVIDING and not kwargs:
+        return Kind.LINEAR if on_data == [True, False] else Kind.NOT_AFFINE
+    if target in _PRODUCTS:
+        return Kind.NOT_AFFINE if all(on_data) else Kind.UNKNOWN
+    if target in _RESHAPING or target in _LINEAR:
+        return Kind.LINEAR
+    if target in _POOLING:
+        return Kind.UNKNOWN if kwargs.get("return_indices") else Kind.POOLING
+    if target in _NOT_AFFINE:
+        return Kind.NOT_AFFINE
+    if target in _DROPOUT:
+        training = kwargs.get("training", args[2] if len(args) > 2 else True)
+        return Kind.LINEAR if training is False else Kind.UNKNOWN
+    if target is F.pad:
+        return Kind.OFFSET if kwargs.get("value", args[3] if len(args) > 3 else None) else Kind.LINEAR
+    if target in _AXES:
+        axes = kwargs.get("dim", kwargs.get("start_dim", args[_AXES[target]] if len(args) > _AXES[target] else 0))
+        if not _keeps_time(axes):
+            return Kind.UNKNOWN
+        return Kind.NOT_AFFINE if target in _SOFTMAX else Kind.LINEAR
+    if target in (torch.transpose, "transpose"):
+        return Kind.LINEAR if len(args) == 3 and _keeps_time(args[1:]) else Kind.UNKNOWN
+    if target in (torch.permute, "permute"):
+        order = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
+        return Kind.LINEAR if order and order[0] == 0 else Kind.UNKNOWN
+    if target is operator.getitem and isinstance(args[0], fx.Node):
+        whole = isinstance(args[1], tuple) and args[1][0] == slice(None) and node.all_input_nodes == [args[0]]
+        return Kind.LINEAR if whole or (args[0].target in _PARTS and isinstance(args[1], int)) else Kind.UNKNOWN
+    return Kind.UNKNOWN
+
+
+def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> Iterator[Step]:
+    modules = dict(network.named_modules(remove_duplicate=False))
+    called = [modules[str(node.target)] for node in graph.nodes if node.op == "call_module"]
+    ends: Any = Neuron | QCFS | activation
+    if not any(isinstance(module, ends) for module in called):
+        ends = nn.ReLU  # an ANN's layers end there
+    sources: dict[fx.Node, frozenset[str]] = {}
     for node in graph.nodes:
-        if node.op == "call_module":
-            module = modules[str(node.target)]
-            if is_activation(module) or isinstance(module, _AFFINE):
-                continue
-            name = f"{node.target} ({type(module).__name__})"
-        elif node.op in ("call_function", "call_method"):
-            name = node.target if isinstance(node.target, str) else node.target.__name__
-            scalar = name in ("mul", "truediv") and not all(isinstance(a, fx.Node) for a in node.args)
-            if name in _AFFINE_CALLS or scalar:
-                continue
-        else:
+        if node.op == "placeholder":
+            if not sources:
+                sources[node] = frozenset()
+            elif not node.args:
+                raise ValueError(f"{type(network).__name__} takes more than one input: {node.target}")
             continue
-        if any(n.op == "call_module" for n in _upstream(node, modules)):
-            found.append(name)
-    return found
-
-
-def _upstream(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[fx.Node]:
-    """The nearest activations before ``node`` on every path, or the input."""
-    for source in node.all_input_nodes:
-        if source.op == "placeholder" or (source.op == "call_module" and is_activation(modules[str(source.target)])):
-            yield source
+        inputs = [n for n in node.all_input_nodes if n in sources]
+        if not inputs or node.target in _SHAPE:
+            if node.target is getattr and inputs and node.args[1] not in ("shape", "dtype", "device", "ndim"):
+                sources[node] = frozenset[str]().union(*(sources[n] for n in inputs))
+                yield Step(node, _place(node, f".{node.args[1]}"), Kind.UNKNOWN, None, tuple(inputs), sources[node])
+            continue
+        before = frozenset[str]().union(*(sources[n] for n in inputs))
+        if node.op == "output":
+            if node.args != (inputs[0],):
+                raise ValueError(f"{type(network).__name__} must return one tensor, returns {node.args[0]}")
+            continue
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        sources[node] = before
+        if module is None:
+            yield Step(node, _place(node, _name(node.target)), _of_call(node, inputs), None, tuple(inputs), before)
+            continue
+        name = f"{node.target} ({type(module).__name__})"
+        if isinstance(module, ends):
+            kind, sources[node] = Kind.ACTIVATION, frozenset({str(node.target)})
         else:
-            yield from _upstream(source, modules)
+            kind = _of_module(module)
+        if len(node.all_input_nodes) + len(node.kwargs) != 1 or len(node.args) != 1:
+            kind = Kind.UNKNOWN  # called with more than its current
+        yield Step(node, name, kind, module, tuple(inputs), before)
+
+
+def _place(node: fx.Node, name: str) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    where = list(stack)[-1] if stack else ""
+    return f"{name} in {where}" if where else name
+
+
+def _name(what: Any) -> str:
+    return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)

@@ -5,19 +5,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
+from torch import Tensor, fx, nn
 
 from lmht.conversion import replace_modules
 from lmht.functional import compute_dtype, initial_potential
-from lmht.graph import Synapse, check_network, non_affine, presynaptic
-from lmht.networks.base import Network
+from lmht.graph import Flow, Kind, Norm, Step, check_affine, check_time, check_unchanged, flow, unwrap
+from lmht.networks.base import MultiStep
 from lmht.neurons import LMHT, MHT, Neuron
 from lmht.surrogate import fire
 from lmht.tgim import FixedTGIM
-
-_NORMALISATIONS = ("torch.nn.modules.normalization", "torch.nn.modules.instancenorm")  # not affine, or not by L parts
 
 
 def expand_tgim(omega: Tensor, leak: Tensor, levels: int) -> FixedTGIM:
@@ -42,54 +38,42 @@ def window_tgim(neuron: Neuron) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def reparameterize(network: Network) -> Network:
+def reparameterize(network: nn.Module, *, inexact: bool = False) -> MultiStep:
     """One-level network over ``L * T`` steps with the same spikes, for eval mode.
 
-    Every current is cut into L equal parts: the image, each bias and batch normalisation's running mean and shift are divided
-    by L; weights of spike-driven layers stay. The last linear layer's weight is multiplied by L instead, so that the
-    time-mean logits agree. Spike sums are equal wherever no window leaves the exactness region (see :func:`certify`) and every
-    operation between two neurons is affine (see :func:`lmht.graph.non_affine`).
+    Every current is cut into L equal parts: biases and batch normalisation's running means and shifts are divided by L, and so are
+    the weights that see the image; those of spike-driven layers stay. The last layer's weights are multiplied by L instead, so that
+    the time-mean logits agree. Spike sums are equal wherever no window leaves the exactness region (see :func:`certify`).
 
     Args:
-        network: network of :class:`~lmht.neurons.LMHT` or :class:`~lmht.neurons.MHT` neurons that share L and T; not changed.
+        network: :class:`~lmht.networks.MultiStep` (or :class:`~lmht.networks.Network`) of :class:`~lmht.neurons.LMHT` or
+            :class:`~lmht.neurons.MHT` neurons that share L and T, also inside DataParallel, DistributedDataParallel or what
+            torch.compile returns; not changed.
+        inexact: take operations between two neurons that are not affine (a max-pool): the spikes then differ.
 
     Raises:
-        ValueError: no such neurons, neurons that do not share L and T, a layer with parameters or a normalisation that can't be
-            cut into L parts, or a network that :func:`lmht.graph.check_network` refuses.
+        ValueError: no such neurons, neurons that do not share L and T, an operation that can't be cut into L parts or, unless
+            ``inexact``, that is not affine, or what :mod:`lmht.graph` refuses.
     """
-    check_network(network)
-    levels, steps = _levels_and_steps(network)
-    _refuse(network)
-    twin = copy.deepcopy(network)
-    twin.steps = levels * steps
-    layers = presynaptic(twin)
-    first = next(name for name, sources in layers.items() if not _neurons(twin, sources))
-    last = list(layers)[-1]
-    for name, module in twin.named_modules():
-        if isinstance(module, _BatchNorm):
-            assert module.running_mean is not None  # _refuse
-            module.running_mean.div_(levels)
-            if module.affine:
-                module.bias.div_(levels)
-        elif isinstance(module, Synapse):
-            if name == last:
-                module.weight *= levels
-                continue
-            if name == first:
-                module.weight /= levels
-            if module.bias is not None:
-                module.bias.div_(levels)
+    twin, found = _prepared(network, "no exact twin", inexact)
+    levels, _ = _levels_and_steps(twin)
+    for tensor, power in _cut(found):
+        if power > 0:
+            tensor.mul_(levels)
+        elif power < 0:
+            tensor.div_(levels)
+    twin.steps *= levels
 
     def one_level(neuron: nn.Module) -> nn.Module:
         assert isinstance(neuron, Neuron)
         tgim = expand_tgim(*window_tgim(neuron), levels)
-        return LMHT(1, levels * steps, theta=neuron.theta, v0=neuron.v0, tgim=tgim)
+        return LMHT(1, twin.steps, theta=neuron.theta, v0=neuron.v0, tgim=tgim)
 
     replace_modules(twin, Neuron, one_level)
-    return twin.eval()
+    return twin
 
 
-def repeat_frames(images: Tensor, network: Network, twin: Network) -> Tensor:
+def repeat_frames(images: Tensor, network: MultiStep, twin: MultiStep) -> Tensor:
     """The input that the reparameterised twin takes: a static image as it is, each event frame L times."""
     return images.repeat_interleave(twin.steps // network.steps, 0) if network.frames else images
 
@@ -120,7 +104,7 @@ class LayerCertificate:
 
 
 @torch.no_grad()
-def certify(network: Network, batches: Iterable[Tensor]) -> dict[str, LayerCertificate]:
+def certify(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, LayerCertificate]:
     """Say, for the data given, how far the reparameterised twin can differ from an LM-HT network, layer by layer.
 
     Theorem A.2 makes the currents of window t sum to ``I(t)``, in L equal parts. The spikes are then equal too if the window
@@ -131,25 +115,18 @@ def certify(network: Network, batches: Iterable[Tensor]) -> dict[str, LayerCerti
     possible because between two neurons everything is affine and so needs a window's spike sum only.
 
     Args:
-        network: network of :class:`~lmht.neurons.LMHT` or :class:`~lmht.neurons.MHT` neurons that share L and T; not changed.
+        network: as for :func:`reparameterize`; not changed.
         batches: inputs as the network takes them, ``[N, C, H, W]`` or ``[T, N, C, H, W]`` each.
 
     Returns:
         By the name of each neuron layer, in order of definition.
 
     Raises:
-        ValueError: no such neurons, neurons that do not share L and T, an operation between two neurons that is not affine, or
-            no data.
+        ValueError: what :func:`reparameterize` refuses, or no data.
     """
-    check_network(network)
-    _levels_and_steps(network)
-    if found := non_affine(network):
-        raise ValueError(
-            f"no certificate: {', '.join(found)} is not affine, so the twin differs in general; replace it"
-        )
-    both = _with_twin(network)
+    both = _with_twin(network, "no certificate")
     for batch in batches:
-        both(torch.cat([batch, batch], 1 if network.frames else 0))
+        both(torch.cat([batch, batch], 1 if both.frames else 0))
     layers = {name: module.found for name, module in both.named_modules() if isinstance(module, _WithTwin)}
     if not all(layer.windows for layer in layers.values()):
         raise ValueError("certify needs at least one batch with at least one sample")
@@ -157,7 +134,7 @@ def certify(network: Network, batches: Iterable[Tensor]) -> dict[str, LayerCerti
 
 
 @torch.no_grad()
-def foretell(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:
+def foretell(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """What the reparameterised twin will say of each image, without building it, followed as in :func:`certify`.
 
     Args:
@@ -170,18 +147,27 @@ def foretell(network: Network, images: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: as :func:`certify`.
     """
-    check_network(network)
-    _levels_and_steps(network)
-    if found := non_affine(network):
-        raise ValueError(f"can't follow the twin: {', '.join(found)} is not affine; replace it")
-    both = _with_twin(network)
-    logits = both(torch.cat([images, images], 1 if network.frames else 0))
+    both = _with_twin(network, "can't follow the twin")
+    logits = both(torch.cat([images, images], 1 if both.frames else 0))
     different = [d for module in both.modules() if isinstance(module, _WithTwin) for d in module.different]
     return logits[len(logits) // 2 :], ~torch.stack(different).any(0)
 
 
-def _with_twin(network: Network) -> Network:
-    both = copy.deepcopy(network).eval()
+def _prepared(network: nn.Module, what: str, inexact: bool = False) -> tuple[MultiStep, Flow]:
+    """A copy in eval mode and what it does, or the ValueError of :func:`reparameterize`."""
+    network = unwrap(network)
+    check_unchanged(network)
+    network = check_time(network)
+    _levels_and_steps(network)
+    copied = copy.deepcopy(network).eval()
+    found = flow(copied)
+    check_affine(found, what, inexact)
+    return copied, found
+
+
+def _with_twin(network: nn.Module, what: str) -> MultiStep:
+    both, found = _prepared(network, what)
+    _cut(found)  # what has no twin can't be followed
     replace_modules(both, Neuron, _WithTwin)
     return both
 
@@ -236,22 +222,69 @@ def _levels_and_steps(network: nn.Module) -> tuple[int, int]:
         raise ValueError(
             f"reparameterisation needs neurons that share L and T, got (L, T) = {sorted(shapes) or 'none at all'}"
         )
+    for name, module in network.named_modules():
+        if isinstance(module, Neuron) and type(module).emit not in (MHT.emit, LMHT.emit):
+            raise ValueError(
+                f"{name} ({type(module).__name__}) has dynamics of its own; it must be an MHT or LMHT neuron"
+            )
     return shapes.pop()
 
 
-def _refuse(network: nn.Module) -> None:
-    """A ValueError for each layer of which it is not known how its current is cut into L parts."""
-    inside = {part for neuron in network.modules() if isinstance(neuron, Neuron) for part in neuron.modules()}
-    for name, module in network.named_modules():
-        batch_norm = isinstance(module, _BatchNorm) and not isinstance(module, _InstanceNorm)
-        if batch_norm and module.running_mean is None:
-            raise ValueError(
-                f"{name} ({type(module).__name__}) has no running statistics: batch statistics are not affine"
-            )
-        own = any(True for _ in module.parameters(recurse=False)) or type(module).__module__ in _NORMALISATIONS
-        if own and not batch_norm and module not in inside and not isinstance(module, Synapse):
-            raise ValueError(f"{name} ({type(module).__name__}) can't be reparameterised exactly; replace it")
+def _cut(found: Flow) -> list[tuple[Tensor, int]]:
+    """The tensors that a twin has divided (-1) or multiplied (+1) by L, or left (0).
+
+    A current arrives ``whole`` as long as it is the image itself; the first weights that it meets cut it. The last weights before
+    the output mend the mean over L times as many steps.
+    """
+    whole: dict[fx.Node, bool] = {}
+    powers: dict[int, tuple[Tensor, int]] = {}
+    last = _last_layers(found)
+    for step in found.steps:
+        arriving = {whole.get(node, True) for node in step.inputs}
+        whole[step.node] = out = all(arriving)
+        if step.kind is Kind.OFFSET:
+            raise ValueError(f"the offset of {step.name} can't be cut into L parts; make it the bias of a layer")
+        if len(arriving) > 1:
+            raise ValueError(f"{step.name} joins the image itself with a layer's output; put a layer between")
+        if step.kind is Kind.ACTIVATION and out:
+            raise ValueError(f"{step.name} sees the image itself; put a layer with weights before it")
+        if step.kind is Kind.ACTIVATION and not isinstance(step.module, Neuron):
+            raise ValueError(f"{step.name} is an activation that is no neuron; replace it")
+        if step.kind is Kind.NOT_AFFINE and not step.sources:
+            raise ValueError(f"{step.name} before the first neuron is not affine; replace it")
+        if step.kind in (Kind.SYNAPSE, Kind.NORMALISATION):
+            whole[step.node] = False
+            scaled = (step.node in last) - out
+            shifted = (step.node in last) - 1
+            assert step.module is not None
+            tensors = {"weight": scaled, "bias": shifted}
+            if isinstance(step.module, Norm):
+                tensors["running_mean"] = 0 if out else -1
+                if scaled and step.module.weight is None:
+                    raise ValueError(
+                        f"{step.name} has no weight to cut the image or to mend the logits by; set affine=True"
+                    )
+            for name, power in tensors.items():
+                if (tensor := getattr(step.module, name)) is not None:
+                    known = powers.setdefault(id(tensor), (tensor, power))[1]
+                    if known != power:
+                        raise ValueError(
+                            f"{name} of {step.name} is used in two places, of which one has to be scaled; untie it"
+                        )
+    return list(powers.values())
 
 
-def _neurons(network: nn.Module, sources: list[str]) -> list[str]:
-    return [name for name in sources if isinstance(network.get_submodule(name), Neuron)]
+def _last_layers(found: Flow) -> set[fx.Node]:
+    """The layers with weights after which nothing but parameterless linear operations come."""
+    steps = {step.node: step for step in found.steps}
+    last, ahead = set(), list(next(node for node in found.graph.nodes if node.op == "output").all_input_nodes)
+    while ahead:
+        step: Step | None = steps.get(ahead.pop())
+        if step is not None and step.kind in (Kind.SYNAPSE, Kind.NORMALISATION):
+            last.add(step.node)
+        elif step is not None and step.kind in (Kind.LINEAR, Kind.OFFSET):
+            ahead += step.inputs
+        else:
+            name = "the image" if step is None else step.name
+            raise ValueError(f"no layer with weights stands between {name} and the output; put a linear layer there")
+    return last

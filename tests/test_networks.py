@@ -99,7 +99,7 @@ def test_event_frames_enter_one_a_step(architecture: str) -> None:
         (
             "Transformer-4-384",
             {"depth": 1},
-            ["body.0.split.5 (MaxPool2d)", "body.0.split.8 (MaxPool2d)", "matmul", "matmul"],
+            ["body.0.split.5 (MaxPool2d)", "body.0.split.8 (MaxPool2d)", *["matmul in body.1.attention"] * 2],
         ),
     ],
 )

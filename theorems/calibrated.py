@@ -79,7 +79,7 @@ def _set_range(module: nn.Module, x: Tensor, reach: float) -> None:
         module.v0 = module.theta / 2
 
 
-def run(net: Network, data: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+def run(net: nn.Module, data: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
     """Logits, and input and output of every activation by name, in order of execution."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     hooks = [
@@ -94,7 +94,7 @@ def run(net: Network, data: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Ten
     return logits, seen
 
 
-def spike_counts(net: Network, data: Tensor, *, windows: int) -> dict[str, Tensor]:
+def spike_counts(net: nn.Module, data: Tensor, *, windows: int) -> dict[str, Tensor]:
     """Spikes of every neuron layer, summed within each of so many equal windows, ``[windows, N, ...]``."""
     counts = {}
     for name, (_, out) in run(net, data)[1].items():

@@ -224,7 +224,7 @@ def test_whole_networks_that_are_not_affine_differ(architecture: str, options: d
     data = images()
     ann = network(architecture, lambda: QCFS(4), data, **options)
     assert all(any(operation in found for found in non_affine(ann)) for operation in why)
-    snn = to_lmht(ann, 2, 2)
+    snn = to_lmht(ann, 2, 2, inexact=True)
     counts = spike_counts(snn, data, windows=1)
     equal = [torch.equal(counts[name][0], level) for name, (_, level) in qcfs_levels(ann, data).items()]
     assert equal[0]

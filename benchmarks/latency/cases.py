@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from benchmarks.latency.measure import Contenders
 from lmht import IF, LMHT, QCFS, functional, kernels
 from lmht.kernels import compiled
-from lmht.networks import ARCHITECTURES, Activation, build
-from lmht.networks.base import Network
+from lmht.networks import ARCHITECTURES, Activation, MultiStep, build
 from lmht.reparameterize import reparameterize
 
 GRID = (1, 2, 4, 8)  # both L and T
@@ -155,7 +154,7 @@ class NetworkCase:
         """Of the contenders; a reparameterised network is made from a trained one, for inference."""
         return [name for name in NETWORK if (name, self.mode) != ("reparameterised", "training step")]
 
-    def network(self, name: str) -> Network:
+    def network(self, name: str) -> MultiStep:
         torch.manual_seed(0)
         one = self.levels * self.steps  # steps of a one-level neuron
         known: dict[str, tuple[Activation, int]] = {
@@ -167,7 +166,7 @@ class NetworkCase:
             "spikingjelly-ilif": (lambda: Jelly(self.levels, self.steps), self.steps),
         }
         activation, steps = known.get(name, (lambda: LMHT(self.levels, self.steps), self.steps))
-        network = build(self.architecture, activation, classes=10, steps=steps, width=self.width)
+        network: MultiStep = build(self.architecture, activation, classes=10, steps=steps, width=self.width)
         if name == "reparameterised":
             network = reparameterize(network)
         network = network.to(self.device).to(memory_format=torch.channels_last)

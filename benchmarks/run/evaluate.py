@@ -12,7 +12,7 @@ from benchmarks.record import Measured
 from lmht.conversion import to_if
 from lmht.energy import count_operations
 from lmht.graph import non_affine
-from lmht.networks import Network
+from lmht.networks import MultiStep
 from lmht.reparameterize import foretell, reparameterize, repeat_frames
 
 VERSION = 1  # of what this module measures: raised whenever a number that it gives could become another
@@ -45,7 +45,7 @@ def share(which: Tensor) -> float:
     return 100 * float(which.double().mean())
 
 
-def evaluate(network: Network, test: Iterable[Any], device: torch.device, float64: bool) -> Measured:
+def evaluate(network: MultiStep, test: Iterable[Any], device: torch.device, float64: bool) -> Measured:
     """Everything that is measured on a trained network (accuracies and shares in percent, SOPs and MACs in 1e9 an image).
 
     In the parameters' own precision, whatever the training's: what is compared is measured alike.
@@ -81,10 +81,10 @@ def evaluate(network: Network, test: Iterable[Any], device: torch.device, float6
 
 
 def evaluate_reparameterized(
-    network: Network, test: Iterable[Any], some: Tensor, device: torch.device, float64: bool
+    network: MultiStep, test: Iterable[Any], some: Tensor, device: torch.device, float64: bool
 ) -> tuple[dict[str, float], Tensor]:
     """Table 2: the one-level twin's accuracy, SOPs, and the share of predictions that it changes; and its predictions [N]."""
-    twin = reparameterize(network)
+    twin = reparameterize(network, inexact=True)  # max-pools and attention, too: that it differs is what is measured
     frames = [(repeat_frames(x, network, twin), y) for x, y in test] if network.frames else test
     before, labels = predict(network, test, device)
     after, _ = predict(twin, frames, device)
@@ -99,7 +99,7 @@ def evaluate_reparameterized(
     if float64:
         network = copy.deepcopy(network).double()
         before, _ = predict(network, test, device, torch.float64)
-        after, _ = predict(reparameterize(network), frames, device, torch.float64)
+        after, _ = predict(reparameterize(network, inexact=True), frames, device, torch.float64)
         metrics["reparam/changed_float64_pct"] = share(before[-1] != after[-1])
     if non_affine(network):
         return metrics, classes
@@ -117,7 +117,7 @@ def evaluate_reparameterized(
 
 
 def compare_with_ann(
-    ann: Network, snn: Network, test: Iterable[Any], device: torch.device, float64: bool
+    ann: MultiStep, snn: MultiStep, test: Iterable[Any], device: torch.device, float64: bool
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Before any fine-tuning: accuracies of the quantised ANN and of its conversion, how many predictions agree; and those, [N]."""
     expected, labels = predict(ann, test, device)

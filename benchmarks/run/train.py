@@ -31,6 +31,7 @@ from benchmarks.run.state import Progress, States, generators, restore_generator
 from benchmarks.spec import Cell, Recipe
 from lmht.conversion import to_lmht
 from lmht.kernels import use_backend
+from lmht.networks import MultiStep
 
 LEAST_SCALE = 1e-2
 Work = tuple[Cell, int, Path, str, Path, Path | None, int, States | None, str | None]
@@ -177,7 +178,7 @@ def _train(
         )
     at = Progress(**before["progress"]) if before else Progress(loss_sums=[0.0] * devices)
 
-    network = network_of(cell, info)
+    network: MultiStep = network_of(cell, info)
     if cell.ann is not None:
         assert ann is not None, "a fine-tuned cell needs its quantised ANN's checkpoint"
         assert cell.start is not None

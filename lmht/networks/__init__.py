@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lmht.networks.base import Activation, Network
+from lmht.networks.base import Activation, MultiStep, Network
 from lmht.networks.resnet import resnet
 from lmht.networks.spikformer import spikformer
 from lmht.networks.vgg import vgg
@@ -34,4 +34,4 @@ def build(architecture: str, activation: Activation, *, classes: int, steps: int
     return _BUILDERS[architecture](activation, classes=classes, steps=steps, **options)
 
 
-__all__ = ["ARCHITECTURES", "Activation", "Network", "build", "resnet", "spikformer", "vgg"]
+__all__ = ["ARCHITECTURES", "Activation", "MultiStep", "Network", "build", "resnet", "spikformer", "vgg"]

@@ -42,41 +42,66 @@ def repeat_in_time(x: Tensor, steps: int) -> Tensor:
     return x if steps == 1 else torch.cat([x] * steps)
 
 
-class Network(nn.Module):
-    """Stem, body and head around the time axis.
+@torch.fx.wrap
+def folded_images(images: Tensor, steps: int, frames: bool) -> Tensor:
+    """``[N, ...]``, each image T times, or frames ``[T, N, ...]``, as ``[T*N, ...]``."""
+    if not frames:
+        return repeat_in_time(images, steps)
+    if images.dim() < 2 or images.shape[0] != steps:
+        raise ValueError(f"the network takes event frames [T={steps}, N, ...], got {tuple(images.shape)}")
+    return images.flatten(0, 1)
+
+
+@torch.fx.wrap
+def per_step(x: Tensor, steps: int, rows: int) -> Tensor:
+    """``[T*N, ...] -> [T, N, ...]``, or a ValueError if there are not as many rows as went in."""
+    if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[0] != rows:
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"the module must take folded [T*N, ...] to [T*N, ...], here {rows} rows; it returned {got}")
+    return x.unflatten(0, (steps, rows // steps))
+
+
+@torch.fx.wrap
+def time_mean(x: Tensor) -> Tensor:
+    """``[T, N, ...] -> [N, ...]``."""
+    return x.mean(0)
+
+
+def check_neurons(network: nn.Module, steps: int) -> None:
+    """ValueError unless every neuron has so many steps and takes the folded layout."""
+    for name, module in network.named_modules():
+        if isinstance(module, Neuron) and module.steps != steps:
+            raise ValueError(
+                f"neuron {name} has T = {module.steps}, the network steps = {steps}; build it with steps={module.steps}"
+            )
+        if isinstance(module, Neuron) and not module.folded:
+            raise ValueError(f"neuron {name} takes [T, N, ...]; inside a network time is folded: leave folded=True")
+
+
+class MultiStep(nn.Module):
+    """A module on folded ``[T*N, ...]`` as a network on images: it sees each image T times, or one frame a step.
 
     Args:
-        stem: everything before the first neuron (analogue current; runs once on a static image).
-        body: folded ``[T*N, C, H, W] -> [T*N, features]``; starts with the first neuron, or with the first residual block.
-        head: ``[T*N, features] -> [T*N, classes]``, its last layer an ``nn.Linear``.
+        module: ``[T*N, ...] -> [T*N, classes]``, step by step but for its neurons.
         steps: number of time-steps ``T``; 1 for an ANN.
-        frames: the input is one frame a step, ``[T, N, C, H, W]``, instead of a static image ``[N, C, H, W]``.
+        frames: the input is one frame a step, ``[T, N, ...]``, instead of a static image ``[N, ...]``.
 
     Raises:
-        ValueError: a neuron's T is not ``steps``.
+        ValueError: a neuron's T is not ``steps``, or its layout is not the folded one.
     """
 
-    def __init__(
-        self, stem: nn.Module, body: nn.Module, head: nn.Module, *, in_channels: int, steps: int, frames: bool
-    ) -> None:
+    def __init__(self, module: nn.Module, steps: int, *, frames: bool = False) -> None:
         super().__init__()
-        for name, module in nn.ModuleList([stem, body, head]).named_modules():
-            if isinstance(module, Neuron) and module.steps != steps:
-                raise ValueError(
-                    f"neuron {name} has T = {module.steps}, the network steps = {steps}; build it with steps={module.steps}"
-                )
-        self.stem, self.body, self.head = stem, body, head
-        self.in_channels, self.steps, self.frames = in_channels, steps, frames
+        self.module, self.steps, self.frames = module, steps, frames
+        check_neurons(self, steps)
 
     def step_logits(self, images: Tensor) -> Tensor:
         """Logits of every step, ``[T, N, classes]``.
 
         Not an any-time output: the T-GIM of an LM-HT network is not causal, so step t has seen the steps after it.
         """
-        x = self.stem(checked_images(images, self.in_channels, self.steps, self.frames))
-        if not self.frames:
-            x = repeat_in_time(x, self.steps)
-        return self.head(self.body(x)).unflatten(0, (self.steps, -1))
+        x = folded_images(images, self.steps, self.frames)
+        return per_step(self.module(x), self.steps, x.shape[0])
 
     def forward(self, images: Tensor) -> Tensor:
         """Time-mean logits, ``[N, classes]``.
@@ -85,9 +110,9 @@ class Network(nn.Module):
             images: ``[N, C, H, W]``, or ``[T, N, C, H, W]`` if the network takes frames.
 
         Raises:
-            ValueError: the shape does not fit or the images hold NaN.
+            ValueError: the shape does not fit, or a :class:`Network`'s images hold NaN.
         """
-        return self.step_logits(images).mean(0)
+        return time_mean(self.step_logits(images))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """torch's, but all or nothing: a checkpoint that is refused leaves the network as it was."""
@@ -98,6 +123,35 @@ class Network(nn.Module):
         except Exception:
             super().load_state_dict(before, strict=False, assign=assign)
             raise
+
+
+class Network(MultiStep):
+    """Stem, body and head around the time axis.
+
+    Args:
+        stem: everything before the first neuron (analogue current; runs once on a static image).
+        body: folded ``[T*N, C, H, W] -> [T*N, features]``; starts with the first neuron, or with the first residual block.
+        head: ``[T*N, features] -> [T*N, classes]``, its last layer an ``nn.Linear``.
+        steps: number of time-steps ``T``; 1 for an ANN.
+        frames: the input is one frame a step, ``[T, N, C, H, W]``, instead of a static image ``[N, C, H, W]``.
+
+    Raises:
+        ValueError: a neuron's T is not ``steps``, or its layout is not the folded one.
+    """
+
+    def __init__(
+        self, stem: nn.Module, body: nn.Module, head: nn.Module, *, in_channels: int, steps: int, frames: bool
+    ) -> None:
+        nn.Module.__init__(self)  # not MultiStep's: the stem runs once, so there is no one module on [T*N, ...]
+        self.stem, self.body, self.head = stem, body, head
+        self.in_channels, self.steps, self.frames = in_channels, steps, frames
+        check_neurons(self, steps)
+
+    def step_logits(self, images: Tensor) -> Tensor:
+        x = self.stem(checked_images(images, self.in_channels, self.steps, self.frames))
+        if not self.frames:
+            x = repeat_in_time(x, self.steps)
+        return per_step(self.head(self.body(x)), self.steps, x.shape[0])
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = False) -> nn.Sequential:
