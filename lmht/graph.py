@@ -252,7 +252,8 @@ def check_unchanged(network: nn.Module) -> None:
             remedy = "prune.remove" if pruning else remove.get(type(hook).__name__, "")
             remedy = f"call torch.nn.utils.{remedy}" if remedy else "remove them (handle.remove())"
             raise ValueError(f"{what} has hooks that may change what it computes ({_name(hook)}); {remedy} first")
-        if "forward" in vars(module):
+        own = vars(module).get("forward")
+        if own is not None and getattr(own, "__func__", None) is not type(module).forward:
             raise ValueError(f"{what} has a forward of its own that replaces its class's; remove it, or write a class")
 
 

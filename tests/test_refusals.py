@@ -65,6 +65,11 @@ def test_an_activation_in_two_places_is_converted_in_both() -> None:
     torch.testing.assert_close(converted(images()), ann(images()), rtol=0, atol=1e-12)
 
 
+class Half(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[::2]
+
+
 def test_where_time_starts_must_be_known() -> None:
     """A module of neurons that is no MultiStep may take anything; as a MultiStep it takes images."""
     network = snn(nn.BatchNorm2d(4))
@@ -76,8 +81,10 @@ def test_where_time_starts_must_be_known() -> None:
     torch.testing.assert_close(around(images()), network(images()), rtol=0, atol=1e-12)
     counted = [count_operations(net, images()) for net in (around, network)]
     assert list(counted[0].sops.values()) == list(counted[1].sops.values())
-    with pytest.raises(ValueError, match=r"folded \[T\*N, ...\].* 16 rows; it returned \(8, 3\)"):
-        MultiStep(network, 2)(images())
+    with pytest.raises(ValueError, match="module is a network on images itself, with steps = 2"):
+        MultiStep(network, 2)
+    with pytest.raises(ValueError, match=r"folded \[T\*N, ...\].* 16 rows; it returned \(8, 1, 8, 8\)"):
+        MultiStep(Half(), 2)(images())
 
 
 def test_frames_enter_a_wrapped_module_one_a_step() -> None:
@@ -123,6 +130,13 @@ def test_layers_that_are_not_what_their_weights_say_are_refused(
     for tool in (*tools, lambda: foretell(network, images()), lambda: to_if(ann, 2)):
         with pytest.raises(ValueError, match=rf"body\.1 \(.*{remedy}"):
             tool()
+
+
+def test_a_forward_set_on_an_instance_is_no_change_if_it_is_its_classs() -> None:
+    """Lightning Fabric leaves it like that."""
+    network = snn(nn.BatchNorm2d(4))
+    network.forward = network.forward
+    torch.testing.assert_close(reparameterize(network)(images()), network(images()), rtol=0, atol=1e-12)
 
 
 class Named(nn.Conv2d):

@@ -68,8 +68,10 @@ def time_mean(x: Tensor) -> Tensor:
 
 
 def check_neurons(network: nn.Module, steps: int) -> None:
-    """ValueError unless every neuron has so many steps and takes the folded layout."""
+    """ValueError unless every neuron has so many steps and takes the folded layout, and no network inside repeats in time too."""
     for name, module in network.named_modules():
+        if isinstance(module, MultiStep) and module is not network and module.steps != 1:
+            raise ValueError(f"{name} is a network on images itself, with steps = {module.steps}; take it as it is")
         if isinstance(module, Neuron) and module.steps != steps:
             raise ValueError(
                 f"neuron {name} has T = {module.steps}, the network steps = {steps}; build it with steps={module.steps}"
