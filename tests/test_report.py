@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from typer.testing import CliRunner
 
 from benchmarks import spec
 from benchmarks.cli import app
-from benchmarks.record import Epoch, Evaluation, Measured, Record, Result
+from benchmarks.record import Epoch, Evaluation, Measured, Record, Result, pack
 from benchmarks.report import claims, page, tables
 from benchmarks.store import Store
 
@@ -260,6 +261,57 @@ def test_a_conversions_baseline_is_its_ann_as_trained() -> None:
             recorded("table4", "resnet20-tq8-if-t4", s, 96.0) for s in SEEDS
         ]  # the best ANN: no ReLU one was run
         assert judged_part(records, "C4", "resnet20 Tq=4: LM-HT l2t2 minus").verdict == verdict
+
+
+def hybrid(wrong_before: int, wrong_after: int, images: int = 1000) -> list[Record]:
+    """One seed of a QCFS network as IF and of its fine-tuned LM-HT, which err on so many images, the first ones, of a thousand."""
+    labels = np.arange(images) % 10
+    one, two = ((labels + (np.arange(images) < wrong)) % 10 for wrong in (wrong_before, wrong_after))
+    before, after = (100 * (1 - wrong / images) for wrong in (wrong_before, wrong_after))
+    found = {"if/T4/accuracy": one, "test/final": labels}
+    metrics = {"if/T4/accuracy": before, "test/final": 100.0}
+    tuned = {"test/final": two, "ann/accuracy": labels, "before/accuracy": labels}
+    return [
+        recorded("table4", "resnet20-tq4-if-t4", 42, 0, metrics=metrics, predictions=pack(labels, found)),
+        recorded(
+            "table4",
+            "resnet20-tq4-l2t2-exact",
+            42,
+            0,
+            metrics={"test/final": after, "ann/accuracy": 100.0, "before/agree_float64_pct": 100.0},
+            predictions=pack(labels, tuned),
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [(200, 150, "reproduced"), (155, 150, "reproduced"), (151, 150, "inconclusive"), (150, 150, "not reproduced")],
+)
+def test_one_seed_is_judged_over_the_test_images_in_pairs(before: int, after: int, verdict: str) -> None:
+    """Errors are nested, so the difference is a binomial share: 5 of 1000 images are told from 0, 1 of 1000 is not."""
+    found = judged_part(hybrid(before, after), "C4", "resnet20 Tq=4: LM-HT l2t2 minus")
+    assert (found.verdict, found.said, found.seeds) == (verdict, f"{verdict} (1 seed)", (42,))
+    share = (before - after) / 1000
+    assert found.mean == pytest.approx(100 * share)
+    exact = scipy.stats.binom.ppf([0.025, 0.975], 1000, share) / 10
+    assert [found.low, found.high] == pytest.approx(exact, abs=0.1)
+
+
+def test_one_seed_without_predictions_decides_nothing() -> None:
+    records = [recorded("table1", row, 42, 90.0, metrics={"test/final": 90.0, "ops/sops_g": 0.1}) for row in ("2", "3")]
+    found = judged_part(records, "C1", "ResNet-18: LM-HT needs at least 20 % fewer SOPs")
+    assert found.said == "inconclusive (1 seed)"
+    assert found.reason.startswith("no predictions to pair")
+    all_alike = judged_part(hybrid(200, 150), "C6", "resnet20 Tq=4: in float64 LM-HT l2t2")
+    assert all_alike.said == "reproduced (1 seed)"
+
+
+def test_fewer_seeds_are_told_beside_the_verdict() -> None:
+    records = [recorded("table1", "1", seed, 80.0 + seed % 2) for seed in SEEDS]
+    records += [recorded("table1", "2", seed, 92.0 + seed % 2) for seed in (43, 44, 45)]
+    found = judged_part(records, "C1", "ResNet-18: accuracy of M-HT L=2 T=2 minus L=1")
+    assert (found.said, found.seeds) == ("reproduced (3 seeds)", (43, 44, 45))
 
 
 def test_what_is_not_testable_makes_a_claim_neither_reproduced_nor_not() -> None:

@@ -103,7 +103,7 @@ def readme_block(
     lines = [f"**{view.title}** (profile `{results.name}`, n seeds in the last column)", ""]
     lines += [*tables.markdown_table(view), "", *(f"{note}  " for note in view.notes), ""]
     lines += ["| claim | verdict on this profile |", "|---|---|"]
-    lines += [f"| {one.claim.id}: {one.claim.title} | {one.verdict} |" for one in judged]
+    lines += [f"| {one.claim.id}: {one.claim.title} | {one.said} |" for one in judged]
     if README_FIGURE in captions:
         lines += ["", f"![{captions[README_FIGURE]}]({(folder / 'figures' / README_FIGURE).as_posix()}.svg)"]
     return "\n".join([*lines, ""])
