@@ -148,8 +148,10 @@ def plan(
     tflops: Annotated[
         float, typer.Option(min=0.001, help="what the GPU sustains on these networks, in 1e12 FLOP/s")
     ] = 40.0,
+    measure: Annotated[bool, typer.Option("--measure", help="time some batches of each cell on this machine")] = False,
+    device: Annotated[str, typer.Option(help="cpu | cuda | auto; of --measure")] = "auto",
 ) -> None:
-    """What a profile would cost: images, MACs an image, GPU-hours and disk. Nothing is run."""
+    """What a profile would cost: images, MACs an image, GPU-hours and disk. Nothing is run, but a few batches to --measure."""
     from benchmarks.run import plan as costs
 
     try:
@@ -158,17 +160,24 @@ def plan(
     except spec.SpecError as error:
         raise fail(error) from error
     frame = costs.plan(work, tflops)
-    view = Table("table", "cell", "seeds", "training images", "GMACs an image", "GPU-hours", title=f"profile {profile}")
+    at_once, unit = 1, "GPU-hours"
+    if measure:
+        device, unit = resolve_device(device), "hours"
+        at_once = 1 if device != "cpu" else len(os.sched_getaffinity(0))
+        frame["hours"] = costs.hours(work, at_once, device)
+    view = Table("table", "cell", "seeds", "training images", "GMACs an image", unit, title=f"profile {profile}")
     for (table, cell), lines in frame.groupby(["table", "cell"], sort=False):
         first = lines.iloc[0]
-        hours = lines["gpu_hours"].sum()
+        hours = lines["hours"].sum()
         view.add_row(table, cell, str(len(lines)), f"{first['images']:,}", f"{first['macs_g']:.3g}", f"{hours:.3g}")
     console.print(view)
     for reason in missing_data(wanted, chosen):
         console.print(f"not in the plan {reason}", highlight=False, soft_wrap=True)
+    total = f"{frame['hours'].sum():,.1f} GPU-hours at {tflops:g} TFLOP/s sustained (an assumption: change it with --tflops)"
+    if measure:
+        total = f"{frame['hours'].sum() / at_once:,.1f} hours here, {at_once} trainings at once (measured)"
     console.print(
-        f"{len(frame)} trainings, {frame['images'].sum():,} training images, {frame['gpu_hours'].sum():,.1f} GPU-hours at "
-        f"{tflops:g} TFLOP/s sustained (an assumption: change it with --tflops); disk: {costs.disk_gb(work):,.1f} GB of data, "
+        f"{len(frame)} trainings, {frame['images'].sum():,} training images, {total}; disk: {costs.disk_gb(work):,.1f} GB of data, "
         f"{frame['checkpoint_mb'].sum() / 1000:,.1f} GB of checkpoints",
         highlight=False,
         soft_wrap=True,

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from benchmarks import spec
 from benchmarks.cli import app
-from benchmarks.run import schedule, train
+from benchmarks.run import plan, schedule, train
 from benchmarks.store import Store, StoreError
 from lmht import kernels
 
@@ -370,3 +370,12 @@ def test_a_bad_checkpoint_stops_only_what_starts_from_it(fault: str, profile: sp
     assert {"damaged": "is damaged", "missing": "can't be read"}[fault] in failed[tuned.cell.hash]
     assert f"mlflow runs delete --run-id {run_id}" in failed[tuned.cell.hash]
     assert other[0].cell.hash in set(store.seeds()["cell"])
+
+
+def test_a_plan_can_be_measured(profile: spec.Profile) -> None:
+    rows = spec.select_rows("table4", spec.load_spec("table4"), ["resnet20-tq4-if-t2", "resnet20-tq4-l2t2-exact"])
+    jobs = schedule.jobs_of({"table4": rows}, profile, 2)
+    hours = plan.hours(jobs, 1, "cpu")
+    assert len(hours) == 4
+    assert hours[:2] == hours[2:]  # two seeds of a cell cost the same
+    assert all(0 < one < 1 for one in hours)

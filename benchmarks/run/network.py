@@ -7,6 +7,7 @@ from torch import nn
 
 import lmht
 from benchmarks.spec import Cell, NeuronSpec
+from lmht.conversion import to_lmht
 from lmht.networks import Network, build
 
 
@@ -34,6 +35,12 @@ class Shape(Protocol):
     def in_channels(self) -> int: ...
     @property
     def frames(self) -> bool: ...
+
+
+def starting_network(cell: Cell, info: Shape) -> Network:
+    """The cell's network as its training begins, but for the weights: a fine-tuned cell's is converted."""
+    network = network_of(cell, info)
+    return to_lmht(network, cell.neuron.levels, cell.neuron.steps, start=cell.start) if cell.start else network
 
 
 def network_of(cell: Cell, info: Shape) -> Network:

@@ -1,15 +1,26 @@
-"""What a profile costs before it is run: images, MACs, GPU-hours and disk, by stated assumptions."""
+"""What a profile costs before it is run: images, MACs, GPU-hours and disk, by stated assumptions; or hours here, measured."""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import pandas as pd
 import torch
+from lightning_fabric import Fabric
+from torch.nn import functional as F
 
 from benchmarks.data import SIZES, Size
-from benchmarks.run.network import network_of
+from benchmarks.run.evaluate import CONVERTED_STEPS
+from benchmarks.run.network import network_of, starting_network
 from benchmarks.run.schedule import Job
+from benchmarks.run.train import make_optimizer
 from benchmarks.spec import Cell
 from lmht.energy import count_operations
+from lmht.kernels import use_backend
 
 BACKWARD = 3  # a training step costs about three forward passes
+TIMED = 3  # batches, the quickest of which counts
 
 
 def plan(jobs: list[Job], tflops: float) -> pd.DataFrame:
@@ -25,7 +36,7 @@ def plan(jobs: list[Job], tflops: float) -> pd.DataFrame:
         if key not in weights:
             weights[key] = _macs_and_parameters(cell, size)
         macs, parameters = weights[key]
-        trained = round(0.9 * size.train)
+        trained = round((1 - cell.recipe.validation) * size.train)
         seen = cell.recipe.epochs * min(trained, cell.recipe.epoch_images or trained)
         passes = BACKWARD * seen + cell.recipe.epochs * (size.train - trained + size.test)
         flop = 2 * macs * cell.neuron.steps * passes
@@ -36,11 +47,69 @@ def plan(jobs: list[Job], tflops: float) -> pd.DataFrame:
                 "seed": job.seed,
                 "images": seen,
                 "macs_g": macs * cell.neuron.steps * 1e-9,
-                "gpu_hours": flop / (tflops * 1e12) / 3600,
+                "hours": flop / (tflops * 1e12) / 3600,
                 "checkpoint_mb": parameters * 4e-6,
             }
         )
     return pd.DataFrame(lines)
+
+
+def hours(jobs: list[Job], parallel: int, device: str) -> list[float]:
+    """Hours of each job here, from a few batches of each cell, measured while `parallel` of them run side by side."""
+    cells = list({job.cell.hash: job.cell for job in jobs}.values())
+    with ProcessPoolExecutor(parallel, multiprocessing.get_context("spawn")) as pool:
+        costs = dict(zip([cell.hash for cell in cells], pool.map(_seconds, cells, [device] * len(cells)), strict=True))
+    found = []
+    for job in jobs:
+        cell, size = job.cell, SIZES[job.cell.dataset]
+        step, look = costs[cell.hash]
+        trained = round((1 - cell.recipe.validation) * size.train)
+        seen = min(trained, cell.recipe.epoch_images or trained)
+        looked = cell.recipe.epochs * (size.train - trained + size.test) + _last_passes(cell) * size.test
+        found.append((cell.recipe.epochs * seen * step + looked * look) / 3600)
+    return found
+
+
+def _last_passes(cell: Cell) -> int:
+    """How many times its own forward pass a network's last evaluation costs an image: of conversions, twins, foretelling."""
+    if cell.neuron.kind == "qcfs":
+        return 1 + sum(CONVERTED_STEPS)
+    return 1 + 3 * cell.neuron.levels if cell.neuron.levels > 1 else 1
+
+
+def _seconds(cell: Cell, device: str) -> tuple[float, float]:
+    """Seconds that an image takes in training, and in evaluation, on random images."""
+    torch.set_num_threads(cell.threads or torch.get_num_threads())
+    size, recipe = SIZES[cell.dataset], cell.recipe
+    fabric = Fabric(accelerator=device, devices=1, precision=recipe.precision)
+    network = starting_network(cell, size)
+    if recipe.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    model, optimizer = fabric.setup(network, make_optimizer(network, recipe))
+    frames = (cell.neuron.steps,) * size.frames
+    x = torch.randn(*frames, recipe.batch_size, size.in_channels, size.size, size.size, device=fabric.device)
+    y = torch.randint(size.classes, (recipe.batch_size,), device=fabric.device)
+
+    def train() -> None:
+        fabric.backward(F.cross_entropy(model(x), y))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def timed(work: Callable[[], object]) -> float:
+        taken = []
+        for _ in range(1 + TIMED):
+            began = time.perf_counter()
+            work()
+            if fabric.device.type == "cuda":
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - began)
+        return min(taken[1:]) / recipe.batch_size
+
+    with use_backend(cell.backend):
+        step = timed(train)
+        model.eval()
+        with torch.no_grad():
+            return step, timed(lambda: model(x))
 
 
 def disk_gb(jobs: list[Job]) -> float:
