@@ -42,10 +42,11 @@ MARKERS = {"lmht": "D", "mht": "s", "if": "o", "lif": "v", "qcfs": "^", "relu": 
 
 
 def write_equations(folder: Path) -> None:
-    """The figures that need no run: firing regions (Fig. 1) and R-I curves (Fig. 2d)."""
+    """The figures that need no run: firing regions (Fig. 1), R-I curves (Fig. 2d), the neuron at work."""
     with matplotlib.rc_context(STYLE):
         save(ri_curves(), folder, "ri_curves")
         save(firing_regions(), folder, "firing_regions")
+        save(neuron(), folder, "neuron")
 
 
 def write_runs(results: Results, folder: Path) -> dict[str, str]:
@@ -107,6 +108,54 @@ def ri_curves() -> Figure:
         axes.set(title=title, xlabel="current I, the same at every step (units of ϑ)")
         axes.legend(loc="lower right", fontsize=8)
     left.set_ylabel("mean output over T = 2 steps")
+    return figure
+
+
+def neuron() -> Figure:
+    """One LM-HT neuron step by step, L = 2, T = 4: T-GIM, potential against two thresholds, and the same with one level."""
+    levels, steps, theta = 2, 4, 1.0
+    x = torch.tensor([2.0, 0.5, 0.25, 1.75], dtype=torch.float64)
+    omega = torch.tensor(
+        [[0.5, 0.25, 0, 0.25], [0.25, 0.5, 0.25, 0], [0, 0.25, 0.5, 0.5], [0.25, 0, 0.5, 0.75]]
+    ).double()
+    current = omega @ x
+    spikes, after = functional.mht(current, levels=levels, theta=theta)
+    before = after + spikes * theta
+    one_level, _ = functional.integrate_and_fire(  # the charge of a step comes at the first of its L sub-steps
+        torch.stack([current, torch.zeros_like(current)], 1).flatten(), theta=theta
+    )
+    assert torch.equal(one_level.unflatten(0, (steps, levels)).sum(1), spikes)
+
+    figure = Figure(figsize=(8.6, 2.5))
+    given, matrix, potential, binary = figure.subplots(1, 4, width_ratios=[1, 1.1, 1.5, 1.5])
+    t = np.arange(1, steps + 1)
+    given.bar(t, x, color=GREY, width=0.6)
+    given.set(title="input x(t)", xlabel="step t", xticks=t, ylabel="charge / θ")
+    matrix.imshow(omega, cmap="Blues", vmin=0, vmax=1.2)
+    for i, j in itertools.product(range(steps), range(steps)):
+        matrix.text(j, i, f"{float(omega[i, j]):g}", ha="center", va="center", fontsize=7)
+    matrix.set(title="T-GIM: I = Ω x", xlabel="from step", ylabel="to step", xticks=range(steps), yticks=range(steps))
+    matrix.set_xticklabels(t)
+    matrix.set_yticklabels(t)
+    potential.bar(t, before, color=SKY, width=0.6, label="before firing")
+    potential.bar(t, after, color=BLUE, width=0.6, label="after the soft reset")
+    for level in range(1, levels + 1):
+        potential.axhline(level * theta, color=RED, lw=1, ls=(0, (4, 2)))
+        potential.text(0.45, level * theta + 0.05, ("θ", "2θ")[level - 1], color=RED, fontsize=8)
+    for step, count in zip(t, spikes, strict=True):
+        potential.text(step, float(before[step - 1]) + 0.06, f"s = {int(count)}", ha="center", fontsize=8)
+    potential.set(
+        title="two thresholds: s(t) in {0, 1, 2}", xlabel="step t", xticks=t, ylim=(0, 3.1), xlim=(0.4, steps + 0.6)
+    )
+    potential.legend(loc="upper left", fontsize=7, ncols=2)
+    places = np.flatnonzero(one_level.numpy()) + 1
+    binary.vlines(places, 0.1, 0.9, color=BLUE, lw=3)
+    for edge in range(levels, levels * steps, levels):
+        binary.axvline(edge + 0.5, color="#cccccc", lw=1)
+    binary.set(title="one level over L·T = 8 sub-steps", xlabel="sub-step", xticks=range(1, levels * steps + 1))
+    binary.set(ylim=(0, 1), yticks=[], xlim=(0.4, levels * steps + 0.6))
+    for axes in (matrix, binary):
+        axes.grid(False)
     return figure
 
 
