@@ -1,4 +1,5 @@
-"""Fail unless the installed torch is the one in a tox environment's name (torch211-py312: torch 2.11); print what is installed.
+"""Fail unless the installed torch is the one in a tox environment's name (torch211-py312: torch 2.11; lowest: the lowest that
+pyproject.toml allows); print what is installed.
 
 Usage: python .ci/torch_version.py ENVIRONMENT
 """
@@ -6,11 +7,17 @@ Usage: python .ci/torch_version.py ENVIRONMENT
 import platform
 import re
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 
 def expected(environment: str) -> tuple[str, str]:
-    """torch's and Python's version, as major.minor, in the name torch<major><minor>-py<major><minor>."""
+    """torch's and Python's version, as major.minor, in the name torch<major><minor>-py<major><minor>; for lowest, the project's."""
+    if environment == "lowest":
+        project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+        torch = next(line for line in project["dependencies"] if line.startswith("torch>="))
+        return torch.removeprefix("torch>="), project["requires-python"].removeprefix(">=")
     match = re.fullmatch(r"torch(\d)(\d+)-py(\d)(\d+)", environment)
     if not match:
         raise SystemExit(f"{environment!r} names no torch and Python version: expected a name like torch211-py312")

@@ -17,7 +17,7 @@ _spec.loader.exec_module(torch_version)
 
 
 def version_environments() -> dict[str, configparser.SectionProxy]:
-    """Every environment of tox.ini with a torch version in its name, generative sections ({a,b}) expanded."""
+    """Every environment of tox.ini with a torch version in its name or torch's label, generative sections ({a,b}) expanded."""
     ini = configparser.ConfigParser(interpolation=None)
     ini.read(ROOT / "tox.ini")
     found = {}
@@ -33,13 +33,14 @@ def version_environments() -> dict[str, configparser.SectionProxy]:
 
 def test_each_version_environment_checks_its_torch_first():
     environments = version_environments()
-    assert environments
+    assert {torch_version.expected(name)[0] for name in environments} == {"2.6", "2.9", "2.11", "2.13", "2.14", "2.15"}
     for name, section in environments.items():
         first = section["commands"].split("\n")[1]
         assert first == "python .ci/torch_version.py {env_name}", f"{name} does not check its torch version first"
         torch, _ = torch_version.expected(name)
         factor = name.partition("-")[0]
-        assert f"{factor}: torch=={torch}.*" in section["deps"].split("\n"), f"{name} does not pin torch {torch}"
+        pin = "lowest: UV_RESOLUTION = lowest-direct" if name == "lowest" else f"{factor}: torch=={torch}.*"
+        assert pin in section["deps"].split("\n") + section["set_env"].split("\n"), f"{name} does not pin torch {torch}"
         # a package or extras step would be a second resolution, free to replace torch
         assert section["package"] == "skip", name
         assert not section["extras"], name
@@ -47,6 +48,10 @@ def test_each_version_environment_checks_its_torch_first():
 
 def test_each_python_has_a_version_environment():
     assert {torch_version.expected(name)[1] for name in version_environments()} == {"3.11", "3.12", "3.13"}
+
+
+def test_lowest_is_the_lowest_that_the_project_allows():
+    assert torch_version.expected("lowest") == ("2.6", "3.11")
 
 
 @pytest.mark.parametrize(("torch", "python"), [("2.15.0", "3.12.1"), ("2.1.1", "3.12.1"), ("2.11.0", "3.11.7")])

@@ -1,0 +1,187 @@
+"""What a torch version changes: results/compatibility.md.
+
+    python tests/compatibility.py measure NAME    trainings on the installed torch, into out/compatibility/NAME.json and .pt
+    python tests/compatibility.py page            the page, from those and from pytest's out/compatibility/NAME.xml
+
+Also the finding of that page: QCFS as it is usually published, with torch.clamp, loses its gradients where clamp's subgradient at a
+bound is 0, which torch changed between 2.13 and 2.14.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import xml.etree.ElementTree as ElementTree
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+import lmht
+from benchmarks.files import write_text
+from benchmarks.record import Result
+from benchmarks.run.train import run_cell
+from benchmarks.spec import Cell, load_profile, load_spec, resolve, select_rows
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "out" / "compatibility"
+PACKAGES = ("torch", "torchvision", "triton", "numpy", "hypothesis", "mlflow", "lightning-fabric", "ray")
+LEVELS = (1, 2, 4, 8)
+SEEDS = (42, 43, 44)
+
+
+class Floor(torch.autograd.Function):
+    """floor, with the straight-through estimator's gradient 1."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.floor()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class ClampQCFS(lmht.QCFS):
+    """QCFS as it is usually published: the gradient at levels 0 and Tq is whatever clamp's is at a bound."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = Floor.apply(x * self.levels / self.scale + 0.5)
+        return torch.clamp(level, 0, self.levels) * self.scale / self.levels
+
+
+def cell(levels: int = 4) -> Cell:
+    """Table 4's quantised ResNet-20 on digits."""
+    row = select_rows("table4", load_spec("table4"), ["resnet20-tq4-if-t2"])[0]
+    return resolve(row.model_copy(update={"tq": levels}), load_profile("digits"))
+
+
+def train(levels: int, kind: type[lmht.QCFS], seed: int) -> tuple[float, str, dict[str, Tensor]]:
+    """Test accuracy in percent, the digest of the weights, and these."""
+    with TemporaryDirectory() as scratch, patch.object(lmht, "QCFS", kind):
+        *_, result = run_cell(cell(levels), seed, root=ROOT, device="cpu", out=Path(scratch, "c.pt"))
+        assert isinstance(result, Result)
+        weights = torch.load(result.checkpoint, weights_only=True)
+        return result.metrics["test/final"], digest(weights), weights
+
+
+def digest(weights: dict[str, Tensor]) -> str:
+    """SHA-256 over names and values; a checkpoint's own bytes depend on the version that wrote it."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        sha.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def measure(name: str) -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    x = torch.tensor([0.0, 1.0], requires_grad=True)
+    torch.clamp(x, 0, 1).sum().backward()
+    assert x.grad is not None
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "clamp_gradient_at_bounds": x.grad.tolist(),
+        "accuracy": {},
+    }
+    for levels in LEVELS:
+        ours = [train(levels, lmht.QCFS, seed) for seed in SEEDS]
+        clamp = [train(levels, ClampQCFS, seed) for seed in SEEDS]
+        found["accuracy"][levels] = [[accuracy for accuracy, _, _ in kind] for kind in (ours, clamp)]
+        if levels == 4:
+            _, found["sha256"], weights = ours[0]
+            torch.save(weights, OUT / f"{name}.pt")
+    write_text(OUT / f"{name}.json", json.dumps(found, indent=1))
+
+
+def counts(path: Path) -> str:
+    """Passed, skipped and failed tests of a JUnit file."""
+    if not path.exists():
+        return "not run"
+    suite = ElementTree.parse(path).getroot()[0]
+    total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
+    failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+    return f"{total - skipped - failed} passed, {skipped} skipped" + f", **{failed} failed**" * (failed > 0)
+
+
+def page() -> str:
+    found = {path.stem: json.loads(path.read_text()) for path in OUT.glob("*.json")}
+    if not found:
+        raise SystemExit(f"nothing in {OUT}: run tox run -m torch first")
+
+    def order(name: str) -> tuple[bool, list[int]]:
+        return name == "lowest", [int(part) for part in found[name]["versions"]["torch"].split("+")[0].split(".")]
+
+    names = sorted(found, key=order)
+    reference = max(names, key=lambda name: order(name)[1])
+    base = torch.load(OUT / f"{reference}.pt", weights_only=True)
+    columns = [f"Tq = {levels}: ours / clamp" for levels in LEVELS]
+    table = ["| environment | torch | torchvision | triton | Python | theorems and tests | weights |", "|---" * 7 + "|"]
+    clamps = [
+        "| torch | clamp's gradient at its bounds | " + " | ".join(columns) + " |",
+        "|---" * (2 + len(LEVELS)) + "|",
+    ]
+    for name in names:
+        one = found[name]
+        weights = torch.load(OUT / f"{name}.pt", weights_only=True)
+        largest = max(float((weights[key] - base[key]).abs().max()) for key in base)
+        same = "identical" if one["sha256"] == found[reference]["sha256"] else f"differ by up to {largest:.2g}"
+        versions = " | ".join(one["versions"][package] for package in ("torch", "torchvision", "triton"))
+        table.append(f"| {name} | {versions} | {one['python']} | {counts(OUT / f'{name}.xml')} | {same} |")
+        cells = " | ".join(" / ".join(f"{mean(kind):.1f}" for kind in both) for both in one["accuracy"].values())
+        bounds = ", ".join(f"{value:g}" for value in one["clamp_gradient_at_bounds"])
+        clamps.append(f"| {one['versions']['torch']} | {bounds} | {cells} |")
+    processors = ", ".join(sorted({f"{one['machine']} with {one['cpu']}" for one in found.values()}))
+    return PAGE.format(
+        seed=SEEDS[0], reference=reference, table="\n".join(table), clamps="\n".join(clamps), cpu=processors
+    )
+
+
+PAGE = """\
+# What a torch version changes
+
+Generated by `tox run -m torch`, then `tox run -e compatibility`. Every environment resolves torch with everything else in one
+step, fails unless torch is the version in its name, trains, and runs `pytest theorems tests`; `lowest` has the lowest versions that
+pyproject.toml allows.
+
+{table}
+
+Weights are those of Table 4's quantised ResNet-20 on digits (seed {seed}), compared with {reference}'s: the same bits, or the
+largest difference of a weight. Processor: {cpu}.
+
+## QCFS by `torch.clamp` trains worse since torch 2.14
+
+QCFS is usually published as a floor with a straight-through gradient, then `torch.clamp` to levels 0 and Tq. After the floor,
+every value that is quantised to level 0 or Tq lies on a bound of the clamp, whose subgradient there is torch's choice: 1 up to
+torch 2.13, 0 since 2.14. So the window in which gradients pass shrinks from [-1/2, Tq + 1/2) to [1/2, Tq - 1/2) levels, and at
+Tq = 1 nothing is left of it. `lmht.QCFS` has the window written out, and does not depend on the version; the remedy for other code
+is the same: a mask of one's own on the gradient.
+
+The same training with either form, test accuracy in % (digits, mean of three seeds; at Tq = 1 another rounding of a sum alone moves
+a seed by several points, as our own column shows):
+
+{clamps}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("measure").add_argument("name")
+    commands.add_parser("page")
+    options = parser.parse_args()
+    if options.command == "measure":
+        measure(options.name)
+    else:
+        write_text(ROOT / "results" / "compatibility.md", page())
+
+
+if __name__ == "__main__":
+    main()
