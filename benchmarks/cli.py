@@ -255,30 +255,42 @@ def say(text: str) -> None:
 @app.command()
 def verify(
     profile: ProfileOption = "digits",
-    out: Annotated[Path, typer.Option(help="folder that holds one folder a profile")] = RESULTS,
-    write: Annotated[bool, typer.Option("--write", help="also write claims.csv and claims.md")] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="judge both sides on the first so many of the claims' seeds alone")
+    ] = None,
 ) -> None:
-    """Judge the claims by the rules of specs/claims.toml; exit 1 if a verdict is another than the committed one."""
+    """Judge the runs trained here against the committed record; exit 1 if a verdict flipped or anything committed was not run."""
     quiet()
-    from benchmarks.report import claims, tables
+    from benchmarks import record
+    from benchmarks.report import claims
+    from benchmarks.report.verify import verify as judged
 
     try:
         rules = claims.load()
-        results = tables.Results.of(profile, Store(profile).records())
+        wanted = rules.seeds[:seeds]
+        committed = [one for one in record.load(record_of(profile, None)) if one.seed in wanted]
+        if not any(one.status == "finished" for one in committed):
+            raise RecordError(f"{record_of(profile, None)} holds no finished run to verify")
+        fresh = [one for one in Store(profile).records(imported=False) if one.seed in wanted]
+        found = judged(profile, fresh, committed, rules)
     except (spec.SpecError, StoreError, RecordError) as error:
         raise fail(error) from error
-    judged = claims.judge(rules, results)
-    before = claims.committed(out / profile)
-    view = Table("claim", "verdict", "parts", "", title=f"Claims on profile {profile}", title_justify="left")
-    for one in judged:
-        view.add_row(one.claim.id, one.verdict, one.tally, one.claim.title)
+    view = Table("claim", "parts", "", title=f"Claims on profile {profile}", title_justify="left")
+    for claim in rules.claim:
+        view.add_row(claim.id, found.tally(claim.id), claim.title)
     console.print(view)
-    if write:
-        claims.write(judged, results, rules, out / profile)
-    flips = claims.flips(before, claims.frame(judged, results, rules)) if before is not None else []
-    for flip in flips:
-        console.print(f"[red]flipped:[/red] {flip}", highlight=False, soft_wrap=True)
-    if flips:
+    for part in found.parts:
+        if part.outcome in ("flipped", "not run"):
+            verdicts = f"{part.committed.said} -> {part.fresh.said}" + f": {part.fresh.reason}" * bool(
+                part.fresh.reason
+            )
+            say(f"{part.outcome}: {part.claim}: {part.committed.part.says}: {verdicts}")
+    say(record.in_one_line(found.runs))
+    if found.missing:
+        say(
+            f"not run: {len(found.missing)} of the committed runs were not trained in this store (an import is no training)"
+        )
+    if not found.confirmed:
         raise typer.Exit(1)
 
 

@@ -6,7 +6,9 @@ import shutil
 import struct
 import subprocess
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,10 @@ import scipy.stats
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import spec
+from benchmarks import cli, spec
 from benchmarks.cli import app
-from benchmarks.record import Epoch, Evaluation, Measured, Record, Result, pack
-from benchmarks.report import claims, page, tables
+from benchmarks.record import Epoch, Evaluation, Measured, Record, Result, dumps, pack
+from benchmarks.report import claims, page, tables, verify
 from benchmarks.store import Store
 
 SEEDS = range(42, 47)
@@ -213,9 +215,8 @@ def recorded(table: str, row_id: str, seed: int, accuracy: float, **more: Any) -
         config=cell.model_dump(mode="json"),
         provenance={},
         status="finished",
-        checkpoint_sha256="c" * 64,
         evaluation=Evaluation(version=1, commit="", dirty="", cpu=""),
-        **({"metrics": {"test/final": accuracy}} | more),
+        **({"metrics": {"test/final": accuracy}, "checkpoint_sha256": "c" * 64} | more),
     )
 
 
@@ -375,20 +376,66 @@ def test_the_papers_own_numbers_keep_its_claims() -> None:
                 assert one.judge(value - 1e-9, value - 1e-9) == "reproduced", (claim.id, one.says, value)
 
 
-def test_a_flipped_verdict_is_an_error(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    words = ["verify", "--out", str(tmp_path)]
-    assert CliRunner().invoke(app, [*words, "--write"]).exit_code == 0
-    assert CliRunner().invoke(app, words).exit_code == 0
-    path = tmp_path / "digits" / "claims.csv"
-    before = path.read_text()
-    line = next(line for line in before.splitlines() if line.startswith("C1,,"))
-    path.write_text(before.replace(line, line.replace(",reproduced,", ",not reproduced,")))
-    flipped = CliRunner().invoke(app, words)
-    assert flipped.exit_code == 1
-    assert "not reproduced -> reproduced" in flipped.output
-    path.write_text(before.replace(line, line.replace(",reproduced,", ",not run,")))
-    assert CliRunner().invoke(app, words).exit_code == 0
+def table1(change: float = 0.0, seeds: Iterable[int] = SEEDS, checkpoint: str = "c" * 64) -> list[Record]:
+    """Rows 1 and 2 of Table 1; ``change`` is added to the second."""
+    noise = dict(zip(SEEDS, (0.0, 0.2, -0.2, 0.1, -0.1), strict=True))
+    accuracy = {"1": 90.0, "2": 92.0 + change}
+    return [
+        recorded("table1", row, seed, value + noise[seed] * int(row), checkpoint_sha256=checkpoint)
+        for row, value in accuracy.items()
+        for seed in seeds
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fresh", "outcome", "confirmed"),
+    [
+        (table1(), "identical", True),
+        (table1(0.5, checkpoint="d" * 64), "same verdict", True),
+        (table1(-5), "flipped", False),
+        (table1(seeds=list(SEEDS)[:4]), "not run", False),
+        ([one for one in table1() if one.metrics["test/final"] < 91], "not run", False),
+        ([], "not run", False),
+    ],
+)
+def test_a_fresh_store_is_judged_against_the_record(fresh: list[Record], outcome: str, confirmed: bool) -> None:
+    found = verify.verify("digits", fresh, table1(), claims.load())
+    says = "ResNet-18: accuracy of M-HT L=2 T=2 minus L=1 T=4 is above 0"
+    assert [part.outcome for part in found.parts if part.committed.part.says == says] == [outcome]
+    assert {part.outcome for part in found.parts if part.committed.part.says != says} == {"not in the record"}
+    assert found.confirmed == confirmed
+
+
+def test_verify_ends_with_1_unless_all_that_is_committed_was_trained_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained: list[Record] = []
+    monkeypatch.setattr(cli, "Store", lambda profile: SimpleNamespace(records=lambda imported: trained))
+    missing = CliRunner().invoke(app, ["verify"])
+    assert missing.exit_code == 1
+    assert "no record at results/digits/runs.jsonl" in missing.output
+    Path("results/digits").mkdir(parents=True)
+    Path("results/digits/runs.jsonl").write_text("")
+    empty = CliRunner().invoke(app, ["verify"])
+    assert empty.exit_code == 1
+    assert "holds no finished run to verify" in empty.output
+    Path("results/digits/runs.jsonl").write_text(dumps(table1()))
+    for records, words, code, text in [
+        (table1(), [], 0, "10 of 10 runs identical to the committed ones, bit for bit"),
+        (
+            table1(-5),
+            [],
+            1,
+            "flipped: C1: ResNet-18: accuracy of M-HT L=2 T=2 minus L=1 T=4 is above 0: reproduced -> not",
+        ),
+        (table1(seeds=[42]), [], 1, "not run: 8 of the committed runs were not trained in this store"),
+        (table1(seeds=[42]), ["--seeds", "1"], 0, "2 of 2 runs identical to the committed ones, bit for bit"),
+    ]:
+        trained[:] = records
+        done = CliRunner().invoke(app, ["verify", *words])
+        assert done.exit_code == code, done.output
+        assert text in done.output
 
 
 def test_the_readme_block_is_renewed_between_its_markers(uri: str, tmp_path: Path) -> None:
