@@ -412,6 +412,17 @@ def test_autocast(cpu: None) -> None:
     assert network[1].tgim.a.grad.abs().sum() > 0
 
 
+def test_the_output_may_be_changed_in_place(cpu: None) -> None:
+    """As that of the eager backend: it is no view, and isn't saved."""
+    x = torch.randn(2, 4, 3, 5, 5, requires_grad=True)
+    for function in (LMHT(2, 2), MHT(2, 2), QCFS(4, 1.0)):
+        arguments = {} if isinstance(function, QCFS) else {"folded": False}
+        out = function(x, **arguments)
+        out += 1
+        assert torch.equal(out.detach(), function(x, **arguments) + 1)
+        out.sum().backward()
+
+
 def test_inference_mode(cpu: None) -> None:
     x = torch.randn(2, 100)
     with torch.inference_mode():

@@ -89,7 +89,7 @@ def lmht(
     if backend == "eager":
         return functional.lmht(x, levels=levels, theta=theta, omega=omega, leak=leak, v0=v0)
     functional.check_arguments(x, levels=levels, theta=theta, v0=v0, omega=omega, leak=leak, values=False)
-    return operator.fire(x, omega, _tensor(x, leak), _tensor(x, v0), levels, theta, False, backend)
+    return operator.call(operator.fire, x, omega, _tensor(x, leak), _tensor(x, v0), levels, theta, False, backend)
 
 
 def mht(
@@ -113,7 +113,7 @@ def mht(
         return spikes * theta
     functional.check_arguments(current, levels=levels, theta=theta, v0=v0, leak=leak, values=False)
     leaks, start = _tensor(current, leak), _tensor(current, v0)
-    return operator.fire(current, None, leaks, start, levels, theta, temporal_gradient, backend)
+    return operator.call(operator.fire, current, None, leaks, start, levels, theta, temporal_gradient, backend)
 
 
 def qcfs(x: Tensor, *, levels: int, scale: float | Tensor) -> Tensor:
@@ -125,7 +125,9 @@ def qcfs(x: Tensor, *, levels: int, scale: float | Tensor) -> Tensor:
     if backend == "eager":
         return functional.qcfs(x, levels=levels, scale=scale)
     functional.check_floating(x, values=False)
-    return operator.qcfs(x, functional.checked_scale(x, levels, scale, value=not x.is_cuda), levels, backend)
+    return operator.call(
+        operator.qcfs, x, functional.checked_scale(x, levels, scale, value=not x.is_cuda), levels, backend
+    )
 
 
 @torch.compiler.assume_constant_result

@@ -93,10 +93,9 @@ def neuron(
     return mixing, leak.data_ptr(), v0.data_ptr(), v0.dim() > 0, constants.data_ptr(), torch.get_num_threads()
 
 
-def fire(x: Tensor, omega: Tensor | None, leak: Tensor, v0: Tensor, constants: Tensor) -> Tensor:
+def fire(x: Tensor, omega: Tensor | None, leak: Tensor, v0: Tensor, constants: Tensor, out: Tensor) -> Tensor:
     """``s(t) * theta`` as ``[T, M]``, for ``x [T, M]`` with dense rows; see :mod:`lmht.kernels.operator` for the rest."""
     steps, size = x.shape
-    out = x.new_empty(steps, size)
     forward = library_for(steps, x.dtype).forward
     forward(steps, x.data_ptr(), x.stride(0), size, *neuron(omega, leak, v0, constants), out.data_ptr())
     return out
@@ -109,13 +108,14 @@ def fire_backward(
     leak: Tensor,
     v0: Tensor,
     constants: Tensor,
+    dx: Tensor,
     *,
     chain: bool,
     parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``dx [T, M]``, ``domega [T, T]``, ``dleak [T]``; the last two unset without ``parameters``, domega zero without Omega."""
     steps, size = x.shape
-    dx, domega, dleak = x.new_empty(steps, size), leak.new_empty(steps, steps), leak.new_empty(steps)
+    domega, dleak = leak.new_empty(steps, steps), leak.new_empty(steps)
     library_for(steps, x.dtype).backward(
         steps,
         grad.data_ptr(),
@@ -131,17 +131,18 @@ def fire_backward(
     return dx, domega, dleak
 
 
-def qcfs(x: Tensor, scale: Tensor, levels: int) -> Tensor:
+def qcfs(x: Tensor, scale: Tensor, levels: int, out: Tensor) -> Tensor:
     """The activation of dense ``x [M]``; scale ``[]`` in the dtype that is computed in."""
-    out = torch.empty_like(x)
     forward = qcfs_library(x.dtype).forward
     forward(x.data_ptr(), x.numel(), levels, scale.data_ptr(), torch.get_num_threads(), out.data_ptr())
     return out
 
 
-def qcfs_backward(grad: Tensor, x: Tensor, scale: Tensor, levels: int, *, parameters: bool) -> tuple[Tensor, Tensor]:
+def qcfs_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, levels: int, dx: Tensor, *, parameters: bool
+) -> tuple[Tensor, Tensor]:
     """``dx [M]`` and ``dscale []``, the latter unset without ``parameters``."""
-    dx, dscale = torch.empty_like(x), torch.empty_like(scale)
+    dscale = torch.empty_like(scale)
     qcfs_library(x.dtype).backward(
         grad.data_ptr(),
         x.data_ptr(),

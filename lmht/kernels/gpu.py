@@ -252,10 +252,9 @@ def _options(x: Tensor, omega: Tensor | None, v0: Tensor, block: int) -> dict[st
     return {**types, "num_warps": WARPS, "enable_fp_fusion": False}
 
 
-def fire(x: Tensor, omega: Tensor | None, leak: Tensor, v0: Tensor, constants: Tensor) -> Tensor:
+def fire(x: Tensor, omega: Tensor | None, leak: Tensor, v0: Tensor, constants: Tensor, out: Tensor) -> Tensor:
     """``s(t) * theta`` as ``[T, M]``, for ``x [T, M]`` with dense rows; see :mod:`lmht.kernels.operator` for the rest."""
     steps, size = x.shape
-    out = x.new_empty(steps, size)
     block = WARPS * 32 * (8 if steps <= 8 else 4)
     neuron = leak if omega is None else omega, leak, v0, constants  # without Omega, a pointer that is not read
     grid, options = (triton.cdiv(size, block),), _options(x, omega, v0, block)
@@ -274,6 +273,7 @@ def fire_backward(
     leak: Tensor,
     v0: Tensor,
     constants: Tensor,
+    dx: Tensor,
     *,
     chain: bool,
     parameters: bool,
@@ -292,10 +292,9 @@ def fire_backward(
             _long_backward[(blocks,)](
                 grad, x, dm, partial, *neuron, size, grad.stride(0), x.stride(0), steps, **options
             )
-            dx = (dm if omega is None else omega.T @ dm).to(x.dtype)
+            dx.as_strided((steps, size), (size, 1)).copy_(dm if omega is None else omega.T @ dm)
             mixed = parameters and omega is not None
             return dx, dm @ x.to(dm.dtype).T if mixed else leak.new_empty(0, steps), partial.sum(0)
-        dx = x.new_empty(steps, size)
         programs = _programs(x, blocks) if parameters else blocks
         partial = leak.new_empty(programs, sums)
         _backward[(programs,)](
@@ -373,9 +372,8 @@ def _programs(x: Tensor, blocks: int) -> int:
     return min(blocks, PROGRAMS_PER_SM * units)
 
 
-def qcfs(x: Tensor, scale: Tensor, levels: int) -> Tensor:
+def qcfs(x: Tensor, scale: Tensor, levels: int, out: Tensor) -> Tensor:
     """The activation of dense ``x [M]``; scale ``[]`` in the dtype that is computed in."""
-    out = torch.empty_like(x)
     wide = tl.float64 if x.dtype == torch.float64 else tl.float32
     block = WARPS * 32 * 8
     with torch.cuda.device_of(x):
@@ -385,9 +383,10 @@ def qcfs(x: Tensor, scale: Tensor, levels: int) -> Tensor:
     return out
 
 
-def qcfs_backward(grad: Tensor, x: Tensor, scale: Tensor, levels: int, *, parameters: bool) -> tuple[Tensor, Tensor]:
+def qcfs_backward(
+    grad: Tensor, x: Tensor, scale: Tensor, levels: int, dx: Tensor, *, parameters: bool
+) -> tuple[Tensor, Tensor]:
     """``dx [M]`` and ``dscale []``, the latter unset without ``parameters``."""
-    dx = torch.empty_like(x)
     wide = tl.float64 if x.dtype == torch.float64 else tl.float32
     block = WARPS * 32 * 8
     blocks = triton.cdiv(len(x), block)

@@ -3,8 +3,9 @@
     fire(x [T, ...], omega [T, T] or None, leak [] or [T, 1], v0 [] or of one step, levels, theta, chain, backend) -> s(t) * theta
     qcfs(x [...], scale (one number), levels, backend) -> a
 
-Backends see ``x`` as ``[T, M]`` with dense rows, that of ``qcfs`` as one row. Only the inputs are saved for the backward pass,
-which recomputes the potentials, or levels.
+Backends see ``x`` as ``[T, M]`` with dense rows, that of ``qcfs`` as one row. They write to the tensor given last: dense, in
+that order. Only the inputs are saved for the backward pass,
+which recomputes the potentials, or levels. :func:`call` calls one.
 """
 
 import functools
@@ -13,9 +14,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from lmht.functional import compute_dtype
+from lmht.functional import compute_dtype, symbolic
 
 
 def backend_module(name: str) -> ModuleType:
@@ -37,8 +39,15 @@ def constants(theta: float, levels: int, dtype: torch.dtype, device: torch.devic
 
 def strides(x: Tensor) -> tuple[int, ...]:
     """Of the output: time outermost, one step in the memory format of ``x``'s steps, dense."""
-    step = torch.empty_like(x[0], device="meta").stride()
-    return (math.prod(x.shape[1:]), *step)
+    if symbolic(x):
+        return (math.prod(x.shape[1:]), *torch.empty_like(x[0], device="meta").stride())
+    return _strides(x.shape, x.stride())
+
+
+@functools.lru_cache(maxsize=256)
+def _strides(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
+    step = torch.empty_strided(shape[1:], stride[1:], device="meta")
+    return (math.prod(shape[1:]), *torch.empty_like(step).stride())
 
 
 def rows(x: Tensor, layout: tuple[int, ...]) -> Tensor:
@@ -61,18 +70,15 @@ def prepared(
     return rows(x, layout), omega, leak, v0, constants(theta, levels, dtype, x.device)
 
 
-@torch.library.custom_op("lmht::fire", mutates_args=())
-def fire(
+def _fire(
     x: Tensor, omega: Tensor | None, leak: Tensor, v0: Tensor, levels: int, theta: float, chain: bool, backend: str
 ) -> Tensor:
     if not x.numel():
         return _like(x)
-    out = backend_module(backend).fire(*prepared(x, omega, leak, v0, levels, theta))
-    return out.as_strided(x.shape, strides(x))
+    return backend_module(backend).fire(*prepared(x, omega, leak, v0, levels, theta), _like(x))
 
 
-@torch.library.custom_op("lmht::fire_backward", mutates_args=())
-def fire_backward(
+def _fire_backward(
     grad: Tensor,
     x: Tensor,
     omega: Tensor | None,
@@ -90,9 +96,12 @@ def fire_backward(
         return dx, domega.zero_(), dleak.zero_()
     layout = strides(x)
     dx, domega, dleak = backend_module(backend).fire_backward(
-        rows(grad.to(x.dtype), layout), *prepared(x, omega, leak, v0, levels, theta), chain=chain, parameters=parameters
+        rows(grad.to(x.dtype), layout),
+        *prepared(x, omega, leak, v0, levels, theta),
+        _like(x),
+        chain=chain,
+        parameters=parameters,
     )
-    dx = dx.as_strided(x.shape, layout)
     if not parameters:
         return dx, x.new_empty(0), x.new_empty(0)
     domega = x.new_empty(0) if omega is None else domega.to(omega.dtype)
@@ -106,6 +115,10 @@ def _like(x: Tensor) -> Tensor:
 def _gradients(x: Tensor, omega: Tensor | None, leak: Tensor, parameters: bool) -> tuple[Tensor, Tensor, Tensor]:
     domega = torch.empty_like(omega) if parameters and omega is not None else x.new_empty(0)
     return _like(x), domega, torch.empty_like(leak) if parameters else x.new_empty(0)
+
+
+fire = torch.library.custom_op("lmht::fire", _fire, mutates_args=())
+fire_backward = torch.library.custom_op("lmht::fire_backward", _fire_backward, mutates_args=())
 
 
 @fire.register_fake
@@ -131,15 +144,15 @@ def _(
     return _gradients(x, omega, leak, parameters)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:
     ctx.save_for_backward(*inputs[:4])
     ctx.constants = inputs[4:]
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, gradients_of: Any = fire_backward) -> tuple[Tensor | None, ...]:
     x, omega, leak, v0 = ctx.saved_tensors
     wanted = ctx.needs_input_grad
-    gradients = fire_backward(grad, x, omega, leak, v0, *ctx.constants, wanted[1] or wanted[2])
+    gradients = gradients_of(grad, x, omega, leak, v0, *ctx.constants, wanted[1] or wanted[2])
     return *(g if want else None for g, want in zip(gradients, wanted, strict=False)), *(None,) * 5
 
 
@@ -151,25 +164,22 @@ def _row(x: Tensor) -> Tensor:
     return rows(x[None], strides(x[None]))[0]
 
 
-@torch.library.custom_op("lmht::qcfs", mutates_args=())
-def qcfs(x: Tensor, scale: Tensor, levels: int, backend: str) -> Tensor:
+def _qcfs(x: Tensor, scale: Tensor, levels: int, backend: str) -> Tensor:
     if not x.numel():
         return _alike(x)
-    out = backend_module(backend).qcfs(_row(x), _number(scale, x), levels)
-    return out.as_strided(x.shape, strides(x[None])[1:])
+    return backend_module(backend).qcfs(_row(x), _number(scale, x), levels, _alike(x))
 
 
-@torch.library.custom_op("lmht::qcfs_backward", mutates_args=())
-def qcfs_backward(
+def _qcfs_backward(
     grad: Tensor, x: Tensor, scale: Tensor, levels: int, backend: str, parameters: bool
 ) -> tuple[Tensor, Tensor]:
     """dx, dscale; the latter empty without ``parameters`` (nobody asks for it)."""
     if not x.numel():
         return _alike(x), torch.zeros_like(scale) if parameters else x.new_empty(0)
-    layout = strides(x[None])
-    grad = rows(grad.to(x.dtype)[None], layout)[0]
-    dx, dscale = backend_module(backend).qcfs_backward(grad, _row(x), _number(scale, x), levels, parameters=parameters)
-    dx = dx.as_strided(x.shape, layout[1:])
+    grad = rows(grad.to(x.dtype)[None], strides(x[None]))[0]
+    dx, dscale = backend_module(backend).qcfs_backward(
+        grad, _row(x), _number(scale, x), levels, _alike(x), parameters=parameters
+    )
     return dx, dscale.to(scale.dtype).reshape(scale.shape) if parameters else x.new_empty(0)
 
 
@@ -179,6 +189,10 @@ def _number(scale: Tensor, x: Tensor) -> Tensor:
 
 def _alike(x: Tensor) -> Tensor:
     return x.new_empty_strided(x.shape, strides(x[None])[1:])
+
+
+qcfs = torch.library.custom_op("lmht::qcfs", _qcfs, mutates_args=())
+qcfs_backward = torch.library.custom_op("lmht::qcfs_backward", _qcfs_backward, mutates_args=())
 
 
 @qcfs.register_fake
@@ -191,16 +205,51 @@ def _(grad: Tensor, x: Tensor, scale: Tensor, levels: int, backend: str, paramet
     return _alike(x), torch.empty_like(scale) if parameters else x.new_empty(0)
 
 
-def _setup_qcfs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_qcfs(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:
     ctx.save_for_backward(*inputs[:2])
     ctx.constants = inputs[2:]
 
 
-def _backward_qcfs(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward_qcfs(ctx: Any, grad: Tensor, gradients_of: Any = qcfs_backward) -> tuple[Tensor | None, ...]:
     x, scale = ctx.saved_tensors
     wanted = ctx.needs_input_grad
-    gradients = qcfs_backward(grad, x, scale, *ctx.constants, wanted[1])
+    gradients = gradients_of(grad, x, scale, *ctx.constants, wanted[1])
     return *(g if want else None for g, want in zip(gradients, wanted, strict=False)), None, None
 
 
 qcfs.register_autograd(_backward_qcfs, setup_context=_setup_qcfs)
+
+
+class _Fire(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _setup(ctx, inputs)
+        return _fire(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, grad, _fire_backward)
+
+
+class _Qcfs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _setup_qcfs(ctx, inputs)
+        return _qcfs(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _backward_qcfs(ctx, grad, _qcfs_backward)
+
+
+DIRECT: dict[Any, Any] = {fire: _Fire, qcfs: _Qcfs}
+
+
+def call(op: Any, x: Tensor, *rest: Any) -> Tensor:
+    """The operator: on plain tensors without torch's way to a registered one, which costs more than a small layer."""
+    plain = type(x) in (Tensor, nn.Parameter) and not symbolic(x) and not torch.jit.is_tracing()
+    if not plain or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return op(x, *rest)
+    return DIRECT[op].apply(x, *rest)
