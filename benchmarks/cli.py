@@ -284,7 +284,7 @@ def verify(
             verdicts = f"{part.committed.said} -> {part.fresh.said}" + f": {part.fresh.reason}" * bool(
                 part.fresh.reason
             )
-            say(f"{part.outcome}: {part.claim}: {part.committed.part.says}: {verdicts}")
+            say(f"{part.outcome}: {part.claim}: {part.committed.says}: {verdicts}")
     say(record.in_one_line(found.runs))
     if found.missing:
         say(

@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
 from benchmarks import spec
-from benchmarks.report.tables import Results, half_width, joined, measures, number
+from benchmarks.report.tables import Results, half_width, joined, measures, number, several_data_sets, stands_in
 from benchmarks.spec import HERE, SpecError, Strict
 
 RESAMPLES = 10_000
@@ -129,7 +129,15 @@ class Judged:
     published: float = float("nan")
     datasets: str = ""
     keys: frozenset[tuple[str, int]] = frozenset()  # cell and seed of the runs that decided
-    runs: str = ""  # what was compared: parts that differ in the paper's data set alone compare the same runs
+    runs: str = (
+        ""  # what was compared: on a stand-in, parts that differ in the paper's data set alone compare the same runs
+    )
+    where: str = ""  # the data set, where parts are told apart by it: the paper's name on the paper's data alone
+
+    @property
+    def says(self) -> str:
+        """The statement, with its data set."""
+        return f"{self.where}, {self.part.says}" if self.where else self.part.says
 
     @property
     def said(self) -> str:
@@ -156,7 +164,7 @@ class JudgedClaim:
 
     @property
     def tally(self) -> str:
-        found = [*{part.runs: part.verdict for part in self.parts}.values()]  # the same comparison counts once
+        found = [part.verdict for part in self.parts]
         return ", ".join(f"{found.count(v)} {v}" for v in reversed(VERDICTS) if v in found)
 
 
@@ -191,30 +199,32 @@ def load(path: Path | None = None) -> Claims:
 
 
 def judge(claims: Claims, results: Results) -> list[JudgedClaim]:
-    """Verdicts on all claims."""
-    return [
-        JudgedClaim(
-            claim,
-            [
-                _judge(part, claims, results)
-                for part in claim.part
-                if not part.float64 or results.profile.float64_checks
-            ],
-        )
-        for claim in claims.claim
-    ]
+    """Verdicts on all claims; a comparison of the same runs stands once."""
+    judged = []
+    for claim in claims.claim:
+        parts: dict[str, Judged] = {}
+        for part in claim.part:
+            if not part.float64 or results.profile.float64_checks:
+                one = _judge(part, claims, results)
+                parts.setdefault(one.runs, one)
+        judged.append(JudgedClaim(claim, list(parts.values())))
+    return judged
 
 
 def _judge(part: Part, claims: Claims, results: Results) -> Judged:
     rows = {row.id: row for row in spec.load_spec(part.table).row}
     second = (part.less.of, part.less.minus) if part.less else ()
-    compared = [results.cell(rows[r]) for r in (part.of, part.minus, *second) if r]
-    used = dict.fromkeys(cell.dataset for cell in compared if cell)
-    cells = [cell.hash if cell else rows[part.of].dataset for cell in compared]
+    names = [r for r in (part.of, part.minus, *second) if r]
+    compared = [results.cell(rows[r]) for r in names]
+    used = joined(dict.fromkeys(cell.dataset for cell in compared if cell))
+    cells = [cell.hash if cell else name for cell, name in zip(compared, names, strict=True)]
+    several = several_data_sets(spec.load_spec(part.table))
+    stand_in = several and stands_in(rows[part.of], results)
     stages = [rows[r].stage for r in (part.of, part.minus) if r]
     common: dict[str, Any] = {
-        "published": _published(part, rows),
-        "datasets": joined(used),
+        "published": float("nan") if stand_in else _published(part, rows),
+        "datasets": used,
+        "where": (used if stand_in else rows[part.of].dataset) if several else "",
         "runs": str((cells, stages, part.metric, part.minus_metric, part.rule)),
     }
 
@@ -341,7 +351,7 @@ def frame(judged: list[JudgedClaim], results: Results, claims: Claims) -> pd.Dat
                 {
                     "claim": one.claim.id,
                     "part": str(i),
-                    "statement": part.part.says,
+                    "statement": part.says,
                     "verdict": part.said,
                     "reason": part.reason,
                     "profile": results.name,
@@ -382,7 +392,7 @@ def markdown(judged: list[JudgedClaim], results: Results, claims: Claims) -> str
         f"The rules stand in `benchmarks/specs/claims.toml`: paired over seeds {joined(claims.seeds)},",
         f"{claims.confidence:.0%} confidence interval of the mean (t distribution); where fewer seeds were run,",
         "the verdict says how many, and on one seed the interval is over the test images alone.",
-        "A verdict here is about the data and networks of this profile. In the count of parts, parts on the same runs count once.",
+        "A verdict here is about the data and networks of this profile.",
         "",
         "| claim | verdict | parts |",
         "|---|---|---|",
@@ -399,7 +409,7 @@ def markdown(judged: list[JudgedClaim], results: Results, claims: Claims) -> str
         for part in one.parts:
             paper = "" if pd.isna(part.published) else f"{part.published:.2f}"
             verdict = part.said + (f": {part.reason}" if part.reason else "")
-            lines.append(f"| {part.part.says} | {part.part.rule} | {interval(part)} | {paper} | {verdict} |")
+            lines.append(f"| {part.says} | {part.part.rule} | {interval(part)} | {paper} | {verdict} |")
         lines.append("")
     return "\n".join(lines)
 

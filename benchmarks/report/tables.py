@@ -191,23 +191,39 @@ def own_data(row: Row, cell: Cell | None) -> bool:
     return cell is not None and plain(row.dataset) == plain(cell.dataset)
 
 
-def ours(table: str, row: Row, spec: Spec, paper: pd.DataFrame, results: Results) -> Line:
-    """The CSV line of one row of the spec."""
+def several_data_sets(spec: Spec) -> bool:
+    """Whether a table's rows are told apart by data set, too."""
+    return len({row.dataset for row in spec.row}) > 1
+
+
+def stands_in(row: Row, results: Results) -> bool:
+    """Whether a row runs on other data than the paper's."""
     cell = results.cell(row)
+    return cell is not None and not own_data(row, cell)
+
+
+def ours(table: str, rows: list[Row], spec: Spec, paper: pd.DataFrame, results: Results) -> Line:
+    """The CSV line of a row of the spec, or of several that are one run on a stand-in.
+
+    In a table of several data sets the paper's names and numbers stand only in lines on the paper's data.
+    """
+    row = rows[0]
+    cell = results.cell(row)
+    beside = not (several_data_sets(spec) and stands_in(row, results))
     lines = results.of_cell(cell)
     values = {name: results.values(table, row, name) for name in measures(table, row)}
     line = {
-        "row": row.id,
+        "row": joined(row.id for row in rows),
         "label": row.label,
         "architecture": results.profile.dataset_architecture.get(row.dataset, row.architecture),
-        "paper_dataset": row.dataset,
+        "paper_dataset": row.dataset if beside else "",
         "dataset_used": cell.dataset if cell else "",
         "neuron": row.neuron,
         "L": str(row.levels),
         "T": str(row.steps),
         "Tq": str(row.tq or ""),
         **{
-            f"published_{column}": " / ".join(paper[column].iloc[i - 1] for i in row.published)
+            f"published_{column}": " / ".join(paper[column].iloc[i - 1] for i in row.published * beside)
             for column in spec.published_columns
         },
         "status": results.status(row),
@@ -266,12 +282,22 @@ def theirs(table: str, spec: Spec, paper: pd.DataFrame, i: int, profile: str) ->
 
 
 def table_frame(table: str, results: Results) -> pd.DataFrame:
-    """All lines of a table as text, by the paper's data sets; in each the rows published by others first."""
+    """All lines of a table as text: those on stand-ins, then by the paper's data sets, in each those published by others first."""
     spec, paper = load_spec(table), published(table)
-    taken = {line - 1 for row in spec.row for line in row.published}
+    runs: dict[Any, list[Row]] = {}
+    for row in spec.row:
+        cell = results.cell(row)
+        one = (
+            (cell.hash, row.stage, row.steps)
+            if cell and several_data_sets(spec) and stands_in(row, results)
+            else row.id
+        )
+        runs.setdefault(one, []).append(row)
+    mine = [ours(table, rows, spec, paper, results) for rows in runs.values()]
+    beside = [row for row in spec.row if not (several_data_sets(spec) and stands_in(row, results))]
+    taken = {line - 1 for row in beside for line in row.published}
     others = [theirs(table, spec, paper, i, results.name) for i in range(len(paper)) if i not in taken]
-    mine = [ours(table, row, spec, paper, results) for row in spec.row]
-    order: list[str] = list(dict.fromkeys(row.dataset for row in spec.row))
+    order: list[str] = ["", *dict.fromkeys(row.dataset for row in spec.row)]
     lines = sorted(others + mine, key=lambda line: order.index(line["paper_dataset"]))  # stable
     longest = sorted(mine, key=len)[-1]
     columns = list(dict.fromkeys([*longest, *(key for line in mine for key in line)]))
@@ -407,8 +433,7 @@ def view_columns(table: str) -> list[Column]:
             shape = [text("L·T", "steps_total")]
     method = text("method", "label")
     return [
-        text("the paper's data set", "paper_dataset"),
-        text("our data", "dataset_used"),
+        ("data set", lambda line: Shown(line["paper_dataset"] or line["dataset_used"])),
         method,
         network,
         *shape,
@@ -441,8 +466,6 @@ def view(table: str, frame: pd.DataFrame, results: Results) -> View:
         f"Ours: {used}, last epoch, mean ± 95 % confidence interval of the mean over the seeds (t distribution)."
         + ("" if same else other)
     ]
-    if len({row.dataset for row in spec.row}) > len(set(frame["dataset_used"]) - {""}):
-        notes.append("Rows that differ in the paper's data set alone share one run here.")
     if any(header == "best test epoch" for header, _ in columns):
         notes.append("“Best test epoch” is the paper's protocol: the epoch is chosen on the test set.")
     notes += [spec.note] if spec.note else []
