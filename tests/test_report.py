@@ -497,7 +497,11 @@ def test_figures_say_what_the_store_holds(written: Path) -> None:
     assert names >= {"accuracy_sops", "accuracy_latency", "hybrid", "training_curves", "tgim_resnet18"}
     heat = (written / "digits" / "figures" / "tgim_resnet18.svg").read_text()
     assert "λ 1.12" in html.unescape(heat)
-    assert {path.name for path in (written / "figures").glob("*")} == {"ri_curves.svg", "firing_regions.svg", "neuron.svg"}
+    assert {path.name for path in (written / "figures").glob("*")} == {
+        "ri_curves.svg",
+        "firing_regions.svg",
+        "neuron.svg",
+    }
 
 
 def test_the_page_stands_alone_and_is_small(written: Path) -> None:
