@@ -245,11 +245,33 @@ def test_one_module_of_every_class_of_torch_nn_is_right_or_refused_by_name(kind:
         return
     check_twin(converted, data)
     check_twin(snn, data, differs=True)
-    if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):  # by the definition: ones through the layer
-        ones, (arriving,) = copy.deepcopy(module), spikes(snn, data, 2)["module.1"]
-        nn.init.ones_(ones.weight)
+    if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+        check_sops(snn, data)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *(partial(nn.Conv2d, 4, 5, 3, padding=2, padding_mode=mode) for mode in ("reflect", "replicate", "circular")),
+        partial(nn.Conv2d, 4, 4, (3, 2), padding="same", dilation=2, groups=4, bias=False),
+        partial(nn.ConvTranspose2d, 4, 6, (3, 2), stride=(2, 1), padding=1, dilation=2, groups=2, bias=False),
+    ],
+    ids=lambda layer: f"{layer.func.__name__} {layer.keywords}",
+)
+def test_layers_with_weights_whatever_their_options(layer: Make) -> None:
+    data, snn = images(IMAGE), MultiStep(around(layer(), IMAGE, mixing), 2)
+    check_twin(snn, data, differs=True)
+    check_sops(snn, data)
+
+
+def check_sops(snn: MultiStep, data: Tensor) -> None:
+    """By the definition: spikes through the layer, its weights ones."""
+    ones, (arriving,) = copy.deepcopy(snn.module[2]), spikes(snn, data, 2)["module.1"]
+    nn.init.ones_(ones.weight)
+    if ones.bias is not None:
         nn.init.zeros_(ones.bias)
-        assert counted.sops["module.2"] == pytest.approx(float(ones(arriving.flatten(0, 1)).sum()) / 5, rel=1e-12)
+    sops = count_operations(snn, data).sops["module.2"]
+    assert sops == pytest.approx(float(ones(arriving.flatten(0, 1)).detach().sum()) / len(data), rel=1e-12)
 
 
 def calibrated(ann: nn.Module, data: Tensor) -> nn.Module:

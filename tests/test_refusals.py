@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.utils import prune
 
 from lmht import IF, LMHT, QCFS
-from lmht.conversion import to_if, to_lmht
+from lmht.conversion import replace_modules, to_if, to_lmht
 from lmht.energy import count_operations
 from lmht.networks import MultiStep, Network, build
 from lmht.reparameterize import certify, foretell, reparameterize
@@ -300,9 +300,25 @@ def test_the_readmes_example_gives_equal_logits() -> None:
     torch.testing.assert_close(hardware(data), ann(data), rtol=0, atol=1e-9)
 
 
-def test_a_network_checks_its_neurons_steps() -> None:
+def test_a_network_checks_its_neurons_steps_and_layout() -> None:
+    """Also those that are put in later: samples must never be taken for time-steps."""
     with pytest.raises(ValueError, match="steps=2"):
         build("ResNet-20", lambda: LMHT(2, 2), classes=10, width=0.1)
+    with pytest.raises(ValueError, match="steps=4"):
+        build("ResNet-20", lambda: LMHT(2, 4), classes=10, width=0.1, steps=2)
+    with pytest.raises(ValueError, match="leave folded=True"):
+        build("ResNet-20", lambda: LMHT(2, 2, folded=False), classes=10, width=0.1, steps=2)
+    late = build("ResNet-20", nn.ReLU, classes=10, width=0.1)
+    replace_modules(late, nn.ReLU, lambda module: LMHT(2, 2))
+    with pytest.raises(ValueError, match="steps=2"):
+        late(torch.randn(2, 3, 8, 8))
+
+
+def test_the_weights_of_another_t_are_loaded_as_the_error_says() -> None:
+    saved, network = snn(nn.BatchNorm2d(4)).state_dict(), small(nn.BatchNorm2d(4), LMHT(2, 4), LMHT(2, 4), 4)
+    weights = {name: value for name, value in saved.items() if "_extra_state" not in name and "tgim" not in name}
+    network.load_state_dict(weights, strict=False)
+    assert torch.equal(network.stem.weight, saved["stem.weight"])
 
 
 def test_counting_leaves_every_module_in_its_mode() -> None:

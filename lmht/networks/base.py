@@ -102,8 +102,14 @@ class MultiStep(nn.Module):
 
         Not an any-time output: the T-GIM of an LM-HT network is not causal, so step t has seen the steps after it.
         """
+        self._check()
         x = folded_images(images, self.steps, self.frames)
         return per_step(self.module(x), self.steps, x.shape[0])
+
+    def _check(self) -> None:
+        """At each pass: neurons may have been put in since the network was made."""
+        if not torch.compiler.is_compiling():
+            check_neurons(self, self.steps)
 
     def forward(self, images: Tensor) -> Tensor:
         """Time-mean logits, ``[N, classes]``.
@@ -150,6 +156,7 @@ class Network(MultiStep):
         check_neurons(self, steps)
 
     def step_logits(self, images: Tensor) -> Tensor:
+        self._check()
         x = self.stem(checked_images(images, self.in_channels, self.steps, self.frames))
         if not self.frames:
             x = repeat_in_time(x, self.steps)
