@@ -117,18 +117,18 @@ def _convert(
     network = unwrap(network)
     check_unchanged(network)
     found = flow(network, activation)
-    ends = [step for step in found.of(Kind.ACTIVATION) if isinstance(step.module, activation)]
+    ends = [step for step in found.steps if isinstance(step.module, activation)]
     if not ends:
         raise ValueError(
             f"the network has no {activation.__name__} activation to convert; train it with activation=lambda: QCFS(levels), "
             "or name your own class: activation=, scale="
         )
+    check_affine(found, "no exact conversion", inexact)
     others = [step.name for step in found.of(Kind.ACTIVATION) if step not in ends]
     if others:
         raise ValueError(
             f"{', '.join(others)} is another activation than {activation.__name__}; convert a network of one"
         )
-    check_affine(found, "no exact conversion", inexact)
     converted = copy.deepcopy(network)
     replace_modules(converted, activation, lambda module: neuron(_scale(module, scale)))
     if not isinstance(converted, MultiStep):

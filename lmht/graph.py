@@ -152,14 +152,17 @@ class _Tracer(fx.Tracer):
 
 
 def unwrap(network: nn.Module) -> nn.Module:
-    """The network inside DataParallel, DistributedDataParallel and what torch.compile returns."""
-    while True:
-        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            network = network.module
-        elif isinstance(inner := vars(network).get("_modules", {}).get("_orig_mod"), nn.Module):
-            network = inner
-        else:
-            return network
+    """The network inside DataParallel, DistributedDataParallel and what torch.compile returns.
+
+    Raises:
+        ValueError: it is TorchScript, of which there is no way back.
+    """
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ValueError(f"{network.original_name} is TorchScript; give the tools the module that it was made from")
+    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return unwrap(network.module)
+    compiled = network._modules.get("_orig_mod")
+    return network if compiled is None else unwrap(compiled)
 
 
 def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
@@ -185,14 +188,16 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every module's own mode again afterwards."""
-    modes = {module: module.training for module in network.modules()}
+    """Eval mode and nothing compiled (``network.compile()``) inside, every module as it was afterwards."""
+    before = {module: (module.training, module._compiled_call_impl) for module in network.modules()}
     network.eval()
     try:
+        for module in before:
+            module._compiled_call_impl = None
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, (training, compiled) in before.items():
+            module.training, module._compiled_call_impl = training, compiled
 
 
 def presynaptic(network: nn.Module) -> dict[str, list[str]]:
@@ -252,6 +257,10 @@ def check_unchanged(network: nn.Module) -> None:
             remedy = "prune.remove" if pruning else remove.get(type(hook).__name__, "")
             remedy = f"call torch.nn.utils.{remedy}" if remedy else "remove them (handle.remove())"
             raise ValueError(f"{what} has hooks that may change what it computes ({_name(hook)}); {remedy} first")
+        if "_orig_mod" in module._modules:
+            raise ValueError(
+                f"{what} is compiled; give the tools what was compiled (._orig_mod), and compile the result"
+            )
         own = vars(module).get("forward")
         if own is not None and getattr(own, "__func__", None) is not type(module).forward:
             raise ValueError(f"{what} has a forward of its own that replaces its class's; remove it, or write a class")
@@ -378,7 +387,7 @@ def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> 
             kind, sources[node] = Kind.ACTIVATION, frozenset({str(node.target)})
         else:
             kind = _of_module(module)
-        if len(node.all_input_nodes) + len(node.kwargs) != 1 or len(node.args) != 1:
+        if len(node.all_input_nodes) != 1 or len(node.args) + len(node.kwargs) != 1:
             kind = Kind.UNKNOWN  # called with more than its current
         yield Step(node, name, kind, module, tuple(inputs), before)
 

@@ -353,6 +353,20 @@ def test_wrappers_are_looked_through(wrap: Callable[[nn.Module], nn.Module], one
     assert non_affine(wrap(snn)) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_parts_that_are_compiled() -> None:
+    data, ann = images(LINE), around(nn.Linear(6, 5), LINE, lambda: QCFS(4, 1.0))
+    expected = ann(data)
+    ann[2].compile()
+    close(to_lmht(ann, 2, 2)(data), expected)
+    count_operations(ann, data)
+    assert ann[2]._compiled_call_impl is not None
+    with pytest.raises(ValueError, match=r"0 .* is compiled"):
+        to_lmht(nn.Sequential(torch.compile(ann)), 2, 2)
+    with pytest.raises(ValueError, match="Linear is TorchScript"):
+        to_lmht(torch.jit.trace(nn.Linear(6, 5), torch.ones(1, 6)), 2, 2)
+
+
 class Between(nn.Module):
     """Linear layer, activation, any function of (the module, its activation's output), another layer, activation, linear layer."""
 
