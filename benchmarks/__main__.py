@@ -1,5 +1,8 @@
 """``python -m benchmarks``."""
 
-from benchmarks.cli import app
+try:
+    from benchmarks.cli import app
+except KeyboardInterrupt:  # the libraries take seconds to import
+    raise SystemExit(130) from None
 
 app()

@@ -39,15 +39,15 @@ class Recipe(Strict):
     the training images that validates and does not train."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(gt=0)
-    momentum: float = 0.9
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = 5e-4
-    epochs: int = Field(ge=1)
+    weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
+    epochs: int = Field(ge=1, le=100_000)
     epoch_images: int | None = Field(default=None, ge=1)
     validation: float = Field(default=0.1, ge=0, lt=1)
     warmup_epochs: int = Field(default=0, ge=0)
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=65_536)
     accumulate: int = Field(default=1, ge=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     augment: bool = True
@@ -60,8 +60,8 @@ class NeuronSpec(Strict):
     """One activation: kind, levels L (``Tq`` for qcfs) and steps T; theta is 2/L and v(0) = 0 in direct training (SPEC 5)."""
 
     kind: NeuronKind
-    levels: int = Field(default=1, ge=1)
-    steps: int = Field(default=1, ge=1)
+    levels: int = Field(default=1, ge=1, le=65_536)
+    steps: int = Field(default=1, ge=1, le=1024)
 
     @model_validator(mode="after")
     def _consistent(self) -> "NeuronSpec":
@@ -88,7 +88,7 @@ class Row(Strict):
     levels: int = 1
     steps: int = 1
     stage: Literal["trained", "reparameterized", "converted"] = "trained"
-    tq: int | None = None
+    tq: int | None = Field(default=None, ge=1, le=65_536)
     start: Start | None = None
 
     @model_validator(mode="after")
@@ -97,6 +97,7 @@ class Row(Strict):
             raise ValueError(f"row {self.id}: an lmht row fine-tuned from a QCFS network needs both tq and start")
         if self.neuron == "qcfs" and self.tq is None:
             raise ValueError(f"row {self.id}: a qcfs row needs tq")
+        NeuronSpec(kind=self.neuron, levels=self.levels, steps=self.steps)
         return self
 
 
@@ -113,9 +114,15 @@ class RecipeBook(Strict):
     """A base recipe and what single data sets (the paper's names) change in it."""
 
     base: Recipe
-    dataset: dict[str, dict[str, Any]] = {}
+    dataset: dict[PaperData, dict[str, Any]] = {}
 
-    def of(self, dataset: str) -> Recipe:
+    @model_validator(mode="after")
+    def _consistent(self) -> "RecipeBook":
+        for name in self.dataset:
+            self.of(name)
+        return self
+
+    def of(self, dataset: PaperData) -> Recipe:
         return Recipe(**(self.base.model_dump() | self.dataset.get(dataset, {})))
 
 
@@ -131,7 +138,7 @@ class Profile(Strict):
     networks: dict[str, dict[str, Any]] = {}
     dataset_networks: dict[str, dict[str, Any]] = {}
     dataset_architecture: dict[str, str] = {}
-    qcfs_scale: float = Field(default=8.0, gt=0)
+    qcfs_scale: float = Field(default=8.0, gt=0, allow_inf_nan=False)
     float64_checks: bool = True
     threads: int | None = Field(default=None, ge=1)
     devices: int = Field(default=1, ge=1)
@@ -139,6 +146,14 @@ class Profile(Strict):
     direct: RecipeBook
     ann: RecipeBook
     finetune: RecipeBook
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Profile":
+        for name, options in (self.networks | self.dataset_networks).items():
+            width = options.get("width", 1)
+            if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 64:
+                raise ValueError(f"the width of {name} is a number above 0 and up to 64, got {width!r}")
+        return self
 
 
 def content_hash(config: dict[str, Any]) -> str:
@@ -190,8 +205,11 @@ _Model = TypeVar("_Model", bound=BaseModel)
 def read(path: Path, kind: type[_Model]) -> _Model:
     """A TOML file as a strict model, or a SpecError that names the file and the unknown or wrong key."""
     try:
-        return kind(**tomllib.loads(path.read_text()))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        return kind(**tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".lstrip(": ") for one in error.errors()]
+        raise SpecError(f"{path.name} is not valid: {' '.join('; '.join(found).split())}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path.name} is not valid: {error}") from error
 
 
