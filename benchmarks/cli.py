@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,33 +19,39 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks import spec
 from benchmarks.record import Epoch, RecordError, Result
-from benchmarks.run.schedule import STATE_DIR, Elsewhere, Job, jobs_of
+from benchmarks.run.schedule import STATE_DIR, Elsewhere, Job, Note, check, jobs_of
 from benchmarks.run.schedule import run as run_jobs
 from benchmarks.run.state import Stop
 from benchmarks.run.train import StoppedError
 from benchmarks.store import Store, StoreError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-console = Console()
+console = Console(markup=False)  # names, paths and what libraries say may hold brackets
 RESULTS = Path("results")  # tracked: only --publish and export write there
 ProfileOption = Annotated[str, typer.Option(help=" | ".join(spec.profiles()))]
 TablesArgument = Annotated[list[str] | None, typer.Argument(help="tables; default: all")]
 
 
 def fail(error: Exception) -> typer.Exit:
-    Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+    say(str(error), "error:", "red", Console(stderr=True))
     return typer.Exit(1)
+
+
+def say(text: str, mark: str = "", colour: str = "yellow", where: Console = console) -> None:
+    """Print a line from anywhere, as it is, behind a coloured mark."""
+    where.print(Text.assemble((mark, colour), " " * bool(mark), text), highlight=False, soft_wrap=True)
 
 
 def selection(tables: list[str] | None, rows: str | None = None) -> dict[str, list[spec.Row]]:
     """Rows of the named tables, or of all that have a spec."""
     names = tables or [t for t in spec.TABLES if (spec.HERE / "specs" / f"{t}.toml").exists()]
-    if rows and len(names) != 1:
+    if rows is not None and len(names) != 1:
         raise spec.SpecError("--rows needs exactly one table, as in: run table1 --rows 1,3")
-    wanted = rows.split(",") if rows else None
+    wanted = [one.strip() for one in rows.split(",")] if rows is not None else None
     return {name: spec.select_rows(name, spec.load_spec(name), wanted) for name in names}
 
 
@@ -75,7 +80,7 @@ def list_(tables: TablesArgument = None) -> None:
 def run(
     tables: TablesArgument = None,
     profile: ProfileOption = "digits",
-    seeds: Annotated[int, typer.Option(min=1, help="seeds 42, 43, ...")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="seeds 42, 43, ...")] = 1,
     device: Annotated[str, typer.Option(help="cpu | cuda | auto")] = "auto",
     rows: Annotated[str | None, typer.Option(help="row ids of one table, comma-separated")] = None,
     jobs: Annotated[
@@ -98,10 +103,11 @@ def run(
         device = resolve_device(device)
         wanted = selection(tables, rows)
         for reason in missing_data(wanted, chosen):
-            console.print(f"[yellow]not run[/yellow] {reason}", highlight=False, soft_wrap=True)
+            say(reason, "not run")
         work = jobs_of(wanted, chosen, seeds)
         if not work:
             raise spec.SpecError(f"profile {profile} has the data of none of these rows")
+        check(work)
         parallel = jobs or (1 if device != "cpu" or chosen.devices > 1 else len(os.sched_getaffinity(0)))
         store = Store(profile)
         with Stop() as stop, Bars(len(work)) as bars:
@@ -119,11 +125,11 @@ def run(
     except (spec.SpecError, StoreError) as error:
         raise fail(error) from error
     except StoppedError as stopped:
-        console.print(f"{stopped}; the same command goes on from there", highlight=False, soft_wrap=True, markup=False)
+        say(f"{stopped}; the same command goes on from there")
         raise typer.Exit(128 + (stop.signal or 0)) from None
     for reason in sorted(set(failed.values())):
         cells = sum(r == reason for r in failed.values())
-        console.print(f"[yellow]not run[/yellow] ({cells} cells): {reason}", highlight=False, soft_wrap=True)
+        say(f"({cells} cells): {reason}", "not run")
     compare_with_committed(profile, store, {job.key for job in work})
     if failed:
         raise typer.Exit(1)
@@ -172,7 +178,7 @@ def plan(
         view.add_row(table, cell, str(len(lines)), f"{first['images']:,}", f"{first['macs_g']:.3g}", f"{hours:.3g}")
     console.print(view)
     for reason in missing_data(wanted, chosen):
-        console.print(f"not in the plan {reason}", highlight=False, soft_wrap=True)
+        say(f"not in the plan {reason}")
     total = f"{frame['hours'].sum():,.1f} GPU-hours at {tflops:g} TFLOP/s sustained (an assumption: change it with --tflops)"
     if measure:
         total = f"{frame['hours'].sum() / at_once:,.1f} hours here, {at_once} trainings at once (measured)"
@@ -226,7 +232,7 @@ def report(
                 compare_with_committed(profile, Store(profile))
     except (spec.SpecError, StoreError, RecordError) as error:
         raise fail(error) from error
-    console.print(f"written: {out / ('latency-*' if what == 'latency' else profile)}", highlight=False)
+    say(f"written: {out / ('latency-*' if what == 'latency' else profile)}")
 
 
 def compare_with_committed(profile: str, store: Store, keys: set[tuple[str, int]] | None = None) -> None:
@@ -246,10 +252,6 @@ def compare_with_committed(profile: str, store: Store, keys: set[tuple[str, int]
         if one.verdict == "differs":
             say(f"{one.ours.title}, seed {one.ours.seed}: {one.text}")
     say(record.in_one_line(found))
-
-
-def say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -324,7 +326,7 @@ def export_(
         files.write_text(path, record.dumps(ours))
     except (spec.SpecError, StoreError, record.RecordError) as error:
         raise fail(error) from error
-    console.print(f"{len(ours)} runs written: {path}", highlight=False, soft_wrap=True)
+    say(f"{len(ours)} runs written: {path}")
 
 
 @app.command("import")
@@ -343,7 +345,7 @@ def import_(
         taken = Store(profile).take_in(records)
     except (spec.SpecError, StoreError, record.RecordError) as error:
         raise fail(error) from error
-    console.print(f"{taken} of {len(records)} runs taken in from {path}", highlight=False, soft_wrap=True)
+    say(f"{taken} of {len(records)} runs taken in from {path}")
 
 
 @app.command("data")
@@ -376,7 +378,7 @@ def data_(
         if state == "not found":
             looked = ", ".join(str(root / folder) for folder in place.folders)
             state = f"not found: looked for {looked}; get it from {place.where}"
-        console.print(f"{name} ({about}): {state}", highlight=False, soft_wrap=True, markup=False)
+        say(f"{name} ({about}): {state}")
     if failed:
         raise typer.Exit(1)
 
@@ -385,9 +387,13 @@ class Bars:
     """One bar for all seeds, one for each that is being trained: epoch, images/s, remaining time."""
 
     def __init__(self, total: int) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(20), MofNCompleteColumn())
         self.bars = Progress(
-            *columns, TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(), console=console
+            *columns,
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
         )
         self.all = self.bars.add_task("all seeds", total=total, rate="")
         self.tasks: dict[tuple[str, int], TaskID] = {}
@@ -400,11 +406,11 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
 
-    def show(self, job: Job, event: Epoch | Result | Elsewhere | str) -> None:
-        title = f"{job.cell.name}, seed {job.seed}"
-        if isinstance(event, Elsewhere) and not event.ended:
-            console.print(f"{title}: left to {event.owner}", highlight=False, soft_wrap=True, markup=False)
+    def show(self, job: Job, event: Epoch | Result | Elsewhere | Note | str) -> None:
+        if isinstance(event, Note):
+            say(event)
             return
+        title = f"{job.cell.name}, seed {job.seed}"
         if isinstance(event, Epoch):
             rate = f"{event.metrics['images_per_s']:.0f} images/s, test {event.metrics['test']:.1f} %"
             if job.key not in self.tasks:
@@ -416,12 +422,11 @@ class Bars:
         self.ended += 1
         self.bars.update(self.all, completed=self.ended)
         if isinstance(event, Result):
-            outcome = f"test {event.metrics['test/final']:.2f} %"
+            say(f"{title}: test {event.metrics['test/final']:.2f} %")
+        elif isinstance(event, Elsewhere):
+            say(f"{title}: finished elsewhere")
         else:
-            outcome = (
-                "finished elsewhere" if isinstance(event, Elsewhere) else f"[yellow]failed:[/yellow] {escape(event)}"
-            )
-        console.print(f"{escape(title)}: {outcome}", highlight=False, soft_wrap=True)
+            say(f"{title}: {event}", "failed")
 
 
 def quiet() -> None:

@@ -62,8 +62,20 @@ def provenance() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} logical CPUs",
-        "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "cpu": processor(),
     }
+
+
+def processor() -> str:
+    """The kind of processor, as far as it decides the last bit of a sum: the instructions that ATen and oneDNN use."""
+    kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    if not torch.backends.mkldnn.is_available():
+        return f"{kind}, no oneDNN"
+    if held := os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA"):
+        return f"{kind}, oneDNN held to {held.upper()}"
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and later
+    best = next((name for name in ("avx512_bw", "avx2", "sse4_1") if able.get(name)), "")
+    return f"{kind}, oneDNN {best.split('_')[0].upper()}".strip()
 
 
 def seconds(run: Run) -> float:
@@ -118,7 +130,9 @@ class Store:
             runs = self._search("tags.kind = 'seed' and attributes.status = 'FAILED'")
         runs = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
         found = [((run.data.tags["cell"], int(run.data.tags["seed"])), run.data.tags.get("failed", "")) for run in runs]
-        return {key: reason or "no reason logged" for key, reason in found}
+        return {
+            key: " ".join(reason.split()) or "no reason logged" for key, reason in found
+        }  # one line, as tables need it
 
     def log_report(self, *folders: Path) -> None:
         """Keep what was generated from the store beside it: artifacts of the run ``report`` in experiment ``<profile>/report``."""
@@ -304,21 +318,21 @@ class Store:
     def _still_ours(self, run_id: str) -> None:
         """Refuse to log to a run that another process has taken over, since this one's claim had expired."""
         run = self.client.get_run(run_id)
-        if run.data.tags.get("owner") != owner() or run.info.status != "RUNNING":
+        if run.data.tags.get("owner") != owner() or run.info.status == "KILLED":
             self.lease.release(run_id)
             raise ClaimedError(run)
 
-    def log_epoch(self, run_id: str, epoch: Epoch) -> None:
-        """Log one epoch's metrics.
+    def log_epoch(self, run_id: str, epoch: Epoch, when: int | None = None) -> None:
+        """Log one epoch's metrics, measured at ``when`` (ms since 1970; default: now). Repeated with that time it changes nothing.
 
         Raises:
             ClaimedError: another process has taken the run over.
         """
         with explained(self.uri):
             self._still_ours(run_id)
-        self._log(run_id, {f"epoch/{key}": value for key, value in epoch.metrics.items()}, epoch.epoch)
+        self._log(run_id, {f"epoch/{key}": value for key, value in epoch.metrics.items()}, epoch.epoch, when)
 
-    def finish(self, run_id: str, result: Result) -> None:
+    def finish(self, run_id: str, result: Result, when: int | None = None) -> None:
         """Log the final metrics, data and checkpoint, and mark the seed finished: only then does it count as run.
 
         Raises:
@@ -332,7 +346,7 @@ class Store:
                 run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "train, val, test")])]
             )
             self.client.log_artifact(run_id, str(result.checkpoint))
-            self._log(run_id, result.metrics, 0)
+            self._log(run_id, result.metrics, 0, when)
             self.client.set_tag(run_id, "data_digest", source["digest"])
             sha256 = hashlib.sha256(result.checkpoint.read_bytes()).hexdigest()
             self.client.set_tag(run_id, "checkpoint_sha256", sha256)
@@ -516,7 +530,7 @@ class Store:
                 break
         return runs
 
-    def _log(self, run_id: str, metrics: dict[str, float], step: int) -> None:
-        now = get_current_time_millis()
+    def _log(self, run_id: str, metrics: dict[str, float], step: int, when: int | None = None) -> None:
+        when = when or get_current_time_millis()
         with explained(self.uri):
-            self.client.log_batch(run_id, [Metric(key, float(value), now, step) for key, value in metrics.items()])
+            self.client.log_batch(run_id, [Metric(key, float(value), when, step) for key, value in metrics.items()])

@@ -15,15 +15,17 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 DEFAULT_URI = "sqlite:///mlflow.db"
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would tear our own bars apart
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # they would tear our own bars apart
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # MLflow's own patience with a server is some ten minutes, without a word.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 AGAIN = "then run the same command again: finished seeds are kept"
+LOCKED = "another process holds the database (a backup, a browser of databases, a hung one): let it end"
 REMEDIES = {  # what a message holds: what to do
     r"disk is full|disk full|No space left": "free some space",
-    r"database is locked": "another process holds the database (a backup, a browser of databases, a hung one): let it end",
+    r"database is locked": LOCKED,
     r"malformed|not a database|disk I/O error": "the file is damaged: restore it from a copy, or move it away to begin anew",
     r"readonly|read-only|Permission denied": "make the file and its folder writable",
     r"No module named|load plugin": "install the driver of that kind of database, or correct MLFLOW_TRACKING_URI",
@@ -31,7 +33,7 @@ REMEDIES = {  # what a message holds: what to do
     "or MLFLOW_TRACKING_TOKEN, to those of a user who may write",
     r"CERTIFICATE|SSL": "name the server's certificate in MLFLOW_TRACKING_SERVER_CERT_PATH",
 }
-PASSING = r"database is locked|timed out|Max retries|Connection|refused|\b50[0234]\b|too many"
+PASSING = r"database is locked|timed out|Max retries|Connection|refused|TEMPORARILY_UNAVAILABLE|\b50[0234]\b"
 
 HALF = "duplicate column|already exists|no such (table|column)|out-of-date database schema|Can't locate revision"
 
@@ -40,9 +42,11 @@ class StoreError(Exception):
     """The tracking store can't be reached or written; the message names it and says what to do.
 
     Attributes:
+        summary: which store, and what its error says.
         passing: it may well go by itself: a server that is away, a database that another process holds.
     """
 
+    summary = ""
     passing = False
 
 
@@ -72,16 +76,17 @@ def explained(uri: str) -> Iterator[None]:
 def explain(uri: str, error: Exception) -> StoreError:
     text = str(error).strip()
     first = without_secrets(text.splitlines()[0] if text else type(error).__name__, uri)
-    full = getattr(error, "errno", None) == 28
-    remedies = [remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, text)]
-    if full:
-        remedies = ["free some space"]
-    elif not remedies and uri.startswith("http"):
-        remedies = ["check MLFLOW_TRACKING_URI and that the server is up (`mlflow server`)"]
-    remedy = remedies[0] if remedies else "check MLFLOW_TRACKING_URI and that the store is up and writable"
-    found = StoreError(f"tracking store {without_secrets(uri, uri)}: {first}; {remedy}, {AGAIN}")
-    found.passing = bool(re.search(PASSING, text)) and not full
-    return found
+    known = [remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, text)]
+    server = uri.startswith("http")
+    other = "check MLFLOW_TRACKING_URI and that the " + (
+        "server is up (`mlflow server`)" if server else "store is up and writable"
+    )
+    remedy = known[0] if known else other
+    summary = f"tracking store {without_secrets(uri, uri)}: {first}"
+    explained = StoreError(f"{summary}; {remedy}, {AGAIN}")
+    explained.summary = summary
+    explained.passing = bool(re.search(PASSING, text)) and remedy in (other, LOCKED)
+    return explained
 
 
 def connect(uri: str) -> MlflowClient:

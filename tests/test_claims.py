@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
 
@@ -219,14 +220,15 @@ def test_a_seed_that_is_waited_for_is_taken_over_when_its_process_dies(
 
     def note(_: schedule.Job, event: Any) -> None:
         told.append(event)
-        if isinstance(event, schedule.Elsewhere):
+        if isinstance(event, schedule.Note):
+            assert f" {child.pid} " in event
             os.kill(child.pid, signal.SIGKILL)
             child.join()
 
     ours = Store("digits", uri)
     failed = schedule.run([job], ours, parallel=1, device="cpu", progress=note, state_dir=str(tmp_path), root=tmp_path)
     assert failed == {}
-    assert [type(event) for event in told] == [schedule.Elsewhere, Epoch, Result]
+    assert [type(event) for event in told] == [schedule.Note, Epoch, Result]
     assert sorted(run.info.status for run in runs(uri)) == ["FINISHED", "KILLED"]
 
 
@@ -254,3 +256,24 @@ def test_a_deleted_experiment_is_named_with_its_remedy(uri: str) -> None:
     ours.client.delete_experiment(experiment.experiment_id)
     with pytest.raises(store.StoreError, match=r"experiment digits/table1 was deleted; `mlflow experiments restore"):
         ours.open_seed("table1", cells()[0], 43, "cpu")
+
+
+def test_a_reason_of_several_lines_is_one_line_of_a_table(uri: str) -> None:
+    ours = Store("digits", uri)
+    run_id, _ = ours.open_seed("table1", cells()[0], 42, "cpu")
+    ours.fail(run_id, "RuntimeError: broken\n  | in two")
+    assert list(ours.failures().values()) == ["RuntimeError: broken | in two"]
+
+
+def test_the_kind_of_processor_names_what_decides_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    free = store.processor()
+    assert torch.backends.cpu.get_cpu_capability() in free
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")
+    assert store.processor().endswith("oneDNN held to AVX2")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert "DEFAULT" in store.processor()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert store.processor().endswith("no oneDNN")
+    assert len({free, store.processor()}) == 2

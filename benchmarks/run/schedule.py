@@ -1,24 +1,40 @@
 """Which seeds of which cells still have to be trained, in which order, and training them: here, or spread by Ray."""
 
+import json
 import logging
 import os
+import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import torch
+from mlflow.utils.time import get_current_time_millis
+
 from benchmarks import data
 from benchmarks.record import Epoch, Result
+from benchmarks.run.network import network_of
+from benchmarks.run.outbox import Outbox
 from benchmarks.run.state import States, Stop
 from benchmarks.run.train import StoppedError, TrainingError, run_cell
-from benchmarks.spec import Cell, Profile, Row, resolve
+from benchmarks.spec import Cell, Profile, Row, SpecError, resolve
 from benchmarks.store import CheckpointError, ClaimedError, Store
 
 FIRST_SEED = 42  # the paper's
 STATE_DIR = "state"
+REMEDIES = {  # what a failed training says: what to do
+    "OutOfMemory|MemoryError|allocate memory|out of memory": "lower the recipe's batch_size and raise its accumulate, or train "
+    "fewer seeds at once (--jobs)",
+    "DataLoader worker": "a process that loads images was killed, mostly for want of memory or of /dev/shm: lower --data-workers; "
+    "the same command goes on from the last state",
+    "No space left": "free some space; the same command goes on from the last state",
+}
 LOOK_EVERY = 5.0  # seconds between two looks at what other processes train
 
 
@@ -39,16 +55,16 @@ class Job:
         return (self.cell.ann.hash, self.seed) if self.cell.ann else None
 
 
-@dataclass(frozen=True)
 class Elsewhere:
-    """A seed that another process trains, by the same store."""
+    """Another process has finished the seed, by the same store."""
 
-    owner: str
-    ended: bool = False
+
+class Note(str):
+    """Something to be told while jobs go on."""
 
 
 Event = Epoch | Result | StoppedError | str
-Progress = Callable[[Job, Epoch | Result | Elsewhere | str], None]
+Progress = Callable[[Job, Epoch | Result | Elsewhere | Note | str], None]
 
 
 def jobs_of(rows: dict[str, list[Row]], profile: Profile, seeds: int) -> list[Job]:
@@ -67,6 +83,26 @@ def jobs_of(rows: dict[str, list[Row]], profile: Profile, seeds: int) -> list[Jo
     return list(jobs.values())
 
 
+def check(jobs: list[Job]) -> None:
+    """Find out before anything is trained whether each cell names a data set and a network that there are.
+
+    Raises:
+        SpecError: it does not.
+    """
+    shapes = {}
+    for job in jobs:
+        cell = job.cell
+        shapes[cell.dataset, cell.architecture, json.dumps(cell.network, sort_keys=True), cell.neuron.steps] = cell
+    for cell in shapes.values():
+        if cell.dataset not in data.SIZES:
+            raise SpecError(f"{cell.name}: unknown data set {cell.dataset!r}; known: {', '.join(data.NAMES)}")
+        try:
+            with torch.device("meta"):
+                network_of(cell, data.SIZES[cell.dataset])
+        except Exception as error:  # whatever a builder says to options that it does not take
+            raise SpecError(f"{cell.name}: its network can't be built with {cell.network}: {error}") from error
+
+
 def run(
     jobs: list[Job],
     store: Store,
@@ -80,7 +116,8 @@ def run(
 ) -> dict[str, str]:
     """Train what the store does not hold yet. A seed that fails does not stop the others; an interrupted one goes on.
 
-    Seeds that other processes are training by the same store are left to them, waited for, and taken over if they die.
+    Seeds that other processes are training by the same store are left to them, waited for, and taken over if they die. While the
+    store is away trainings go on, and what they want to log waits (:mod:`benchmarks.run.outbox`).
 
     Args:
         parallel: seeds trained at once.
@@ -92,12 +129,20 @@ def run(
         For each cell that could not be run, why (by cell hash).
 
     Raises:
-        StoreError: the store stopped taking what is logged; finished seeds are in it.
+        SpecError: ``state_dir`` can't be written to.
+        StoreError: the store stopped taking what is logged, and not just for a while; finished seeds are in it.
         StoppedError: ``stop`` said so.
     """
     stop = stop or Stop()
     if "://" not in state_dir:
         state_dir = str(Path(state_dir).resolve())  # workers run elsewhere
+    try:
+        files, folder = fsspec.core.url_to_fs(state_dir)
+        files.makedirs(folder, exist_ok=True)
+    except (ValueError, ImportError, OSError) as error:
+        raise SpecError(
+            f"states can't be kept in {state_dir}: {error}; name a folder that can be written to"
+        ) from error
     done = store.seeds()
     finished = {(row.cell, row.seed): row.run_id for row in done.itertuples()} if len(done) else {}
     waiting = [job for job in jobs if job.key not in finished]
@@ -108,6 +153,9 @@ def run(
     elsewhere: dict[tuple[str, int], tuple[Job, str]] = {}  # seeds that other processes train, and their runs
     looked = 0.0
     stopped = ""
+    outbox = Outbox(
+        lambda error: progress(jobs[0], Note(f"{error.summary}; trainings go on, what they log is kept for it"))
+    )
     store.renew_cells()
     with (
         tempfile.TemporaryDirectory(prefix="lmht-") as scratch,
@@ -128,7 +176,33 @@ def run(
 
         def leave(job: Job, claimed: ClaimedError) -> None:
             elsewhere[job.key] = job, claimed.run_id
-            progress(job, Elsewhere(claimed.owner))
+            progress(job, Note(f"{job.cell.name}, seed {job.seed}: left to {claimed.owner}"))
+
+        def log(job: Job, run_id: str, event: Event, when: int) -> None:
+            """Put an event of a training into the store; to be repeated until it is there."""
+            try:
+                if isinstance(event, Epoch):
+                    if event.epoch > logged[job.key]:
+                        store.log_epoch(run_id, event, when)
+                    return
+                if isinstance(event, StoppedError):
+                    store.pause(run_id)
+                    return
+                if isinstance(event, Result):
+                    store.finish(run_id, event, when)
+                    states[job.key].discard()
+                    finished[job.key] = run_id
+                    store.close_cell(job.table, job.cell)
+                else:
+                    store.fail(run_id, event)
+                    failed[job.key] = event
+            except ClaimedError as claimed:  # this process was away for so long that its claim ran out
+                for events in [events for events, (_, its) in running.items() if its == run_id]:
+                    pool.drop(events)
+                    del running[events]
+                leave(job, claimed)
+                return
+            progress(job, event)
 
         def look() -> None:
             """Ask what has become of the seeds that others train."""
@@ -141,14 +215,14 @@ def run(
                     waiting.append(job)
                 elif outcome == "finished":
                     finished[job.key] = run_id
-                    progress(job, Elsewhere(more, ended=True))
+                    progress(job, Elsewhere())
                 else:
                     failed[job.key] = more
                     progress(job, more)
 
-        while running or ((waiting or elsewhere) and not stop()):
-            if elsewhere and time.monotonic() - looked > LOOK_EVERY:
-                look()
+        while running or ((waiting or elsewhere or outbox.calls) and not stop()):
+            outbox.flush()
+            if elsewhere and time.monotonic() - looked > LOOK_EVERY and outbox.attempt(look):
                 looked = time.monotonic()
             for job in list(waiting) * (not stop()):
                 missing = job.needs if job.needs not in finished else None
@@ -156,43 +230,29 @@ def run(
                     waiting.remove(job)
                     failed[job.key] = f"its quantised ANN was not run: {failed[missing]}"
                 elif not missing and len(running) < parallel:
-                    waiting.remove(job)
                     try:
-                        start(job)
+                        if not outbox.attempt(partial(start, job)):
+                            break
                     except CheckpointError as error:  # of its quantised ANN: only what starts from it fails
                         failed[job.key] = str(error)
                         progress(job, str(error))
                     except ClaimedError as claimed:
                         leave(job, claimed)
+                    waiting.remove(job)
             if not running:
-                if elsewhere:
+                if waiting or elsewhere or outbox.calls:
                     time.sleep(0.1)
                 continue
             events, event = pool.next_event(list(running))
             job, run_id = running[events]
-            if not isinstance(event, Epoch):
+            if isinstance(event, Epoch):
+                progress(job, event)
+            else:
                 del running[events]
-            try:
-                if isinstance(event, Epoch):
-                    if event.epoch > logged[job.key]:
-                        store.log_epoch(run_id, event)
-                elif isinstance(event, Result):
-                    store.finish(run_id, event)
-                    states[job.key].discard()
-                    finished[job.key] = run_id
-                    store.close_cell(job.table, job.cell)
-                elif isinstance(event, StoppedError):
-                    store.pause(run_id)
-                    stopped = f"{job.cell.name}, seed {job.seed}: {event}"
-                    continue
-                else:
-                    store.fail(run_id, event)
-                    failed[job.key] = event
-            except ClaimedError as claimed:  # this process was away for so long that its claim ran out
-                leave(job, claimed)
-                continue
-            progress(job, event)
-    if stopped or waiting or elsewhere:
+            if isinstance(event, StoppedError):
+                stopped = f"{job.cell.name}, seed {job.seed}: {event}"
+            outbox.put(partial(log, job, run_id, event, get_current_time_millis()))
+    if stopped or waiting or elsewhere or outbox.calls:
         raise StoppedError(stopped or "stopped between two trainings")
     return {cell: reason for (cell, _), reason in failed.items()}
 
@@ -212,7 +272,9 @@ def _events(cell: Cell, seed: int, **options: Any) -> Iterator[Event]:
     except (data.DataError, TrainingError) as error:
         yield str(error)
     except Exception as error:  # one broken cell must not lose the others; the reason is logged and shown
-        yield f"{type(error).__name__}: {error}"
+        said = f"{type(error).__name__}: {error}"
+        remedy = next((remedy for words, remedy in REMEDIES.items() if re.search(words, said)), "")
+        yield f"{said}; {remedy}" if remedy else said
 
 
 class Flag:
@@ -255,6 +317,11 @@ class Inline:
     def next_event(self, running: list[Any]) -> tuple[Any, Event]:
         return running[0], next(running[0])
 
+    def drop(self, events: Iterator[Event]) -> None:
+        """End a training whose events nobody wants any more."""
+        if isinstance(events, Generator):
+            events.close()
+
 
 class OnRay:
     """Spreads jobs over Ray's workers: the cores of this machine, or the cluster named by ``RAY_ADDRESS``."""
@@ -294,6 +361,9 @@ class OnRay:
             return ready, "its worker ended without a result"
         except self.ray.exceptions.RayError as error:  # a worker that died takes its own seed with it, no other
             return ready, f"its worker died: {str(error).splitlines()[0]}"
+
+    def drop(self, events: Any) -> None:
+        self.ray.cancel(events)
 
 
 @contextmanager

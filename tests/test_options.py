@@ -1,0 +1,152 @@
+"""What a user can get wrong is one clear error before anything is trained, and what the user wrote is printed as it is."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import cli, spec
+from benchmarks.run import schedule
+from benchmarks.spec import SpecError
+
+DIGITS = (spec.HERE / "profiles" / "digits.toml").read_text()
+
+
+def invoke(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, list(words))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "table1", "--rows", ""), "table1 has no row ''; its rows: 1, 2"),
+        (("run", "--rows", ""), "--rows needs exactly one table"),
+        (("run", "table1", "--rows", "[/]"), "table1 has no row '[/]'"),
+        (("run", "[/red]"), "unknown table '[/red]'"),
+        (("list", "[bold]x"), "unknown table '[bold]x'"),
+        (("run", "table1", "--device", "[/]"), "unknown device '[/]'"),
+        (("run", "table1", "--profile", "[/]"), "unknown profile '[/]'"),
+        (("run", "table1", "--profile", "../specs/table1"), "unknown profile '../specs/table1'"),
+    ],
+)
+def test_names_that_do_not_exist_and_brackets_on_the_command_line(words: tuple[str, ...], message: str) -> None:
+    code, output = invoke(*words)
+    assert code == 1
+    assert message in output
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--jobs"])
+def test_none_at_all_is_no_number_of_seeds_or_jobs(option: str) -> None:
+    assert invoke("run", "table1", option, "0")[0] == 2
+
+
+def test_what_libraries_say_is_printed_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.say("expected [2, 3], got [/tmp/x] and [bold]", "failed")
+    assert capsys.readouterr().out.strip() == "failed expected [2, 3], got [/tmp/x] and [bold]"
+
+
+def test_bars_show_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    class Named:
+        name = "[/] net"
+
+    job: Any = schedule.Job("table1", Named(), 42)  # type: ignore[arg-type]
+    bars = cli.Bars(1)
+    bars.show(job, schedule.Note("[/a] is away"))
+    bars.tasks = {}
+    bars.all = bars.bars.add_task("[/] all", rate="[/]", total=1)
+    bars.bars.refresh()
+    assert "[/a] is away" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("epochs = 15", "epochs = 15\nlearn_rate = 1", "learn_rate"),
+        ("learning_rate = 0.05", "learning_rate = inf", "learning_rate"),
+        ("learning_rate = 0.05", "learning_rate = nan", "learning_rate"),
+        ("learning_rate = 0.05", "learning_rate = 0", "learning_rate"),
+        ("epochs = 15", "epochs = 15\nbatch_size = 1e12", "batch_size"),
+        ("epochs = 15", "epochs = 15\nbatch_size = 0", "batch_size"),
+        ("epochs = 15", "epochs = 15\nmomentum = 1.5", "momentum"),
+        ("epochs = 15", "epochs = 15\nweight_decay = -1", "weight_decay"),
+        ("learning_rate = 0.005", "learning_rat = 0.005", "learning_rat"),
+        ('[ann.dataset."ImageNet-1k"]', '[ann.dataset."ImageNet-2k"]', "ImageNet-2k"),
+        ("width = 0.0625", "width = 0", "the width of ResNet-19 is a number above 0"),
+        ("width = 0.0625", "width = -1", "the width of ResNet-19 is a number above 0"),
+        ("width = 0.0625", "width = nan", "the width of ResNet-19 is a number above 0"),
+        ("width = 0.0625", 'width = "1"', "the width of ResNet-19 is a number above 0"),
+        ("threads = 1", "threads = 0", "threads"),
+        ("qcfs_scale = 2.0", "qcfs_scale = inf", "qcfs_scale"),
+    ],
+)
+def test_nonsense_in_a_profile_is_named_when_it_is_read(before: str, after: str, message: str, tmp_path: Path) -> None:
+    assert before in DIGITS
+    path = tmp_path / "mine.toml"
+    path.write_text(DIGITS.replace(before, after, 1))
+    with pytest.raises(SpecError, match=r"mine\.toml is not valid: ") as caught:
+        spec.read(path, spec.Profile)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"levels": 0}, {"steps": 0}, {"tq": 0, "start": "exact"}, {"neuron": "if"}])
+def test_a_row_that_no_neuron_can_follow_is_an_error(change: dict[str, Any]) -> None:
+    fine = {"id": "1", "label": "x", "dataset": "CIFAR-10", "architecture": "ResNet-18", "neuron": "lmht", "levels": 2}
+    assert spec.Row(**fine).levels == 2
+    with pytest.raises(ValueError, match="validation error"):
+        spec.Row(**fine | change)
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes('title = "Münster"'.encode("latin-1"))
+    with pytest.raises(SpecError, match=r"mine\.toml is not valid: .*utf-8"):
+        spec.read(path, spec.Profile)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "digit"}, "unknown data set 'digit'; known: digits, fashion-mnist"),
+        ({"architecture": "ResNet18"}, "unknown architecture 'ResNet18'; known: ResNet-18"),
+        ({"network": {"widht": 1.0}}, "unexpected keyword argument 'widht'"),
+        ({"architecture": "Transformer-4-384", "network": {"heads": 0}}, "can't be built with {'heads': 0}"),
+    ],
+)
+def test_cells_are_checked_before_anything_is_trained(
+    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = schedule.jobs_of({"table1": spec.load_spec("table1").row[:1]}, spec.load_profile("digits"), 1)
+    bad = schedule.Job("table1", jobs[0].cell.model_copy(update=change), 42)
+    monkeypatch.setattr(cli, "jobs_of", lambda *_: [*jobs, bad])
+    monkeypatch.setattr(cli, "Store", lambda *_: pytest.fail("the store was opened"))
+    code, output = invoke("run", "table1", "--rows", "1")
+    assert code == 1
+    assert message in output
+
+
+def test_every_profiles_cells_pass_the_check() -> None:
+    for name in spec.profiles():
+        profile = spec.load_profile(name)
+        rows = {
+            table: [row for row in spec.load_spec(table).row if row.dataset in profile.datasets]
+            for table in spec.TABLES
+        }
+        schedule.check(schedule.jobs_of(rows, profile, 1))
+
+
+@pytest.mark.parametrize("where", ["nosuchprotocol://x", "file/state", "/proc/state"])
+def test_a_place_where_no_state_can_be_kept_is_named_at_the_start(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_database, tmp_path / 'm.db')}")
+    code, output = invoke("run", "table1", "--rows", "1", "--jobs", "1", "--state-dir", where)
+    assert code == 1
+    assert "states can't be kept in" in output
+    assert "name a folder that can be written to" in output
