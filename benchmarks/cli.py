@@ -1,4 +1,4 @@
-"""``python -m benchmarks list | run TABLE... | export | import | report``."""
+"""``python -m benchmarks list | plan | run TABLE... | evaluate | report | verify | export | import``."""
 
 import logging
 import os
@@ -293,6 +293,55 @@ def verify(
             f"not run: {len(found.missing)} of the committed runs were not trained in this store (an import is no training)"
         )
     if not found.confirmed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    profile: ProfileOption = "digits",
+    device: Annotated[str, typer.Option(help="cpu | cuda | auto")] = "auto",
+    data_root: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
+    every: Annotated[
+        bool, typer.Option("--all", help="also what this version of the evaluation measured already")
+    ] = False,
+) -> None:
+    """Measure the stored checkpoints again by today's code, without training; exit 1 if one could not be."""
+    quiet()
+    import tempfile
+
+    from benchmarks.data import DataError
+    from benchmarks.run.again import again
+    from benchmarks.run.evaluate import VERSION
+    from benchmarks.store import CheckpointError, provenance
+
+    try:
+        device, store = resolve_device(device), Store(profile)
+        frame, where = store.seeds(), {key: provenance()[key] for key in ("commit", "dirty", "cpu")}
+        runs = {(line.cell, line.seed): line.run_id for line in frame.itertuples()} if len(frame) else {}
+        finished = [one for one in store.records() if one.status == "finished"]
+        old = [one for one in finished if every or not one.evaluation or one.evaluation.version != VERSION]
+        failed = 0
+        for one in sorted(old, key=lambda record: record.key):
+            ann = spec.Cell(**one.config).ann
+            try:
+                with tempfile.TemporaryDirectory() as scratch:
+                    paths = [Path(scratch) / name for name in ("mine", "ann")]
+                    for path in paths:
+                        path.mkdir()
+                    mine = store.checkpoint(runs[one.key], paths[0])
+                    its_ann = store.checkpoint(runs[ann.hash, one.seed], paths[1]) if ann else None
+                    fresh = again(one, mine, its_ann, root=data_root.resolve(), device=device, where=where)
+                store.renew(runs[one.key], fresh)
+            except (CheckpointError, DataError, KeyError) as error:
+                failed += 1
+                why = "its quantised ANN is not in the store" if isinstance(error, KeyError) else str(error)
+                say(f"not evaluated: {one.title}, seed {one.seed}: {why}")
+    except (spec.SpecError, StoreError, RecordError) as error:
+        raise fail(error) from error
+    say(
+        f"{len(old) - failed} of {len(finished)} runs evaluated by version {VERSION}, {len(finished) - len(old)} were before"
+    )
+    if failed:
         raise typer.Exit(1)
 
 

@@ -414,6 +414,12 @@ class Store:
                 found[record.key] = record
         return list(found.values())
 
+    def renew(self, run_id: str, record: Record) -> None:
+        """Put another evaluation of a run in the place of the one that it has: its record and its metrics."""
+        with explained(self.uri):
+            self._log(run_id, record.metrics, 0)
+            self.client.log_text(run_id, record.line() + "\n", RECORD)
+
     def take_in(self, records: Sequence[Record]) -> int:
         """Log runs from their records, without training: those whose seed the store does not hold yet. Returns how many.
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import spec
+from benchmarks import record, spec
 from benchmarks.cli import app
-from benchmarks.run import plan, schedule, train
+from benchmarks.run import evaluate, plan, schedule, train
 from benchmarks.store import Store, StoreError
 from lmht import kernels
 
@@ -200,8 +200,10 @@ def test_a_full_disk_keeps_what_was_finished(
     assert set(trained) == {jobs[1].key}
 
 
-def test_hybrid_rows_run_end_to_end_once_and_alike(profile: spec.Profile, store: Store) -> None:
-    """Two fresh stores hold the same numbers; a second run of one store trains nothing."""
+def test_hybrid_rows_run_end_to_end_once_and_alike(
+    profile: spec.Profile, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two fresh stores hold the same numbers; a second run of one store trains nothing; an evaluation finds them again."""
     words = (
         "run",
         "table4",
@@ -222,6 +224,17 @@ def test_hybrid_rows_run_end_to_end_once_and_alike(profile: spec.Profile, store:
 
     _, output = invoke(*words)
     assert "seed 42" not in output
+
+    before = record.dumps(store.records())
+    monkeypatch.setattr(evaluate, "VERSION", 2)
+    code, output = invoke("evaluate", "--device", "cpu")
+    assert code == 0, output
+    assert "3 of 3 runs evaluated by version 2, 0 were before" in output
+    after = record.dumps(store.records())
+    assert after != before
+    assert re.sub(r'"evaluation": {[^}]*}', "", after) == re.sub(
+        r'"evaluation": {[^}]*}', "", before
+    )  # the same numbers
 
     again = Store("digits", store.uri.replace("m.db", "again.db"))
     schedule.run(

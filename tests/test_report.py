@@ -351,6 +351,20 @@ def test_one_seed_without_predictions_decides_nothing() -> None:
     assert all_alike.said == "reproduced (1 seed)"
 
 
+def test_a_metric_that_only_some_seeds_have_says_its_own_n() -> None:
+    records = [recorded("table1", "1", seed, 80.0) for seed in SEEDS]
+    more = {"test/final": 80.0, "test/best": 81.0}
+    newer = Evaluation(version=2, commit="", dirty="", cpu="")
+    records[0] = records[0].model_copy(update={"metrics": more, "evaluation": newer})
+    results = tables.Results.of("digits", records)
+    frame = tables.table_frame("table1", results)
+    shown = tables.view("table1", frame, results)
+    line = dict(zip(shown.columns, shown.lines[0], strict=True))
+    assert (line["ours: accuracy %"].text, line["best test epoch"].text) == ("80.00 ± 0.00", "81.00 (n = 1)")
+    assert line["seeds"].text == "5"
+    assert any(note.startswith("Not evaluated by one version of the code, but by 1; 2") for note in shown.notes)
+
+
 def test_fewer_seeds_are_told_beside_the_verdict() -> None:
     records = [recorded("table1", "1", seed, 80.0 + seed % 2) for seed in SEEDS]
     records += [recorded("table1", "2", seed, 92.0 + seed % 2) for seed in (43, 44, 45)]

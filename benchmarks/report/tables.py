@@ -46,6 +46,7 @@ class Results:
                 **{f"tag.{key}": value for key, value in one.provenance.items()},
                 "tag.data_digest": one.data.get("digest", ""),
                 "tag.checkpoint_sha256": one.checkpoint_sha256,
+                "tag.evaluation": str(one.evaluation.version) if one.evaluation else "",
                 **{key: one.metrics[key] for key in sorted(one.metrics)},
             }
             for one in finished.values()
@@ -178,6 +179,7 @@ def summary(name: str, values: pd.Series) -> Line:
         f"{name}_mean": number(values.mean()) if len(values) else "",
         f"{name}_sd": number(values.std(ddof=1)) if len(values) > 1 else "",
         f"{name}_ci95": number(half_width(values)),
+        f"{name}_n": str(len(values)),
         f"{name}_per_seed": joined(number(v) for v in values),
     }
 
@@ -247,6 +249,7 @@ def ours(table: str, rows: list[Row], spec: Spec, paper: pd.DataFrame, results: 
         "config_hash": cell.hash if cell else "",
         "config": json.dumps(cell.model_dump(mode="json"), sort_keys=True) if cell else "",
         "data_digest": tag("data_digest"),
+        "evaluation": tag("evaluation"),
         "device": tag("device"),
         "dtype": cell.recipe.precision if cell else "",
         "torch": tag("torch"),
@@ -336,7 +339,8 @@ def percent(line: Line, name: str, digits: int = 2) -> Shown:
     if not line.get(f"{name}_mean"):
         return Shown("")
     mean, ci = float(line[f"{name}_mean"]), line[f"{name}_ci95"]
-    return Shown(f"{mean:.{digits}f}" + (f" ± {float(ci):.{digits}f}" if ci else ""), mean)
+    few = f" (n = {line[f'{name}_n']})" if line[f"{name}_n"] != line["n"] else ""  # a metric that only some seeds have
+    return Shown(f"{mean:.{digits}f}" + (f" ± {float(ci):.{digits}f}" if ci else "") + few, mean)
 
 
 def scaled(value: str, units: tuple[tuple[float, str], ...]) -> Shown:
@@ -468,6 +472,11 @@ def view(table: str, frame: pd.DataFrame, results: Results) -> View:
     ]
     if any(header == "best test epoch" for header, _ in columns):
         notes.append("“Best test epoch” is the paper's protocol: the epoch is chosen on the test set.")
+    versions = sorted({v for line in lines for v in line.get("evaluation", "").split("; ") if v})
+    if len(versions) > 1:
+        notes.append(
+            f"Not evaluated by one version of the code, but by {joined(versions)}: `python -m benchmarks evaluate` does."
+        )
     notes += [spec.note] if spec.note else []
     statuses = [(line["label"], line["architecture"], line["status"]) for line in lines]
     failed = [f"{label}, {network}: {status[5:]}" for label, network, status in statuses if status.startswith("run; ")]

@@ -8,7 +8,7 @@ from torch import nn
 import lmht
 from benchmarks.spec import Cell, NeuronSpec
 from lmht.conversion import to_lmht
-from lmht.networks import Network, build
+from lmht.networks import MultiStep, Network, build
 
 
 def activation(spec: NeuronSpec, qcfs_scale: float) -> Callable[[], nn.Module]:
@@ -37,7 +37,7 @@ class Shape(Protocol):
     def frames(self) -> bool: ...
 
 
-def starting_network(cell: Cell, info: Shape) -> Network:
+def starting_network(cell: Cell, info: Shape) -> MultiStep:
     """The cell's network as its training begins, but for the weights: a fine-tuned cell's is converted."""
     network = network_of(cell, info)
     return to_lmht(network, cell.neuron.levels, cell.neuron.steps, start=cell.start) if cell.start else network
