@@ -50,7 +50,7 @@ def ready(tmp_path: Path, accuracy: float = 90.0) -> Result:
 def in_child(work: Any, *arguments: Any) -> Any:
     """A process that has begun its work: it has set the event that it is given first."""
     begun = FORK.Event()
-    child = FORK.Process(target=work, args=(begun, *arguments))
+    child = FORK.Process(target=work, args=(begun, *arguments), daemon=True)
     child.start()
     assert begun.wait(60)
     return child

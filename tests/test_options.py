@@ -1,15 +1,20 @@
 """What a user can get wrong is one clear error before anything is trained, and what the user wrote is printed as it is."""
 
 import shutil
+import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from benchmarks import cli, spec
 from benchmarks.run import schedule
 from benchmarks.spec import SpecError
+from benchmarks.tracking import StoreError
 
 DIGITS = (spec.HERE / "profiles" / "digits.toml").read_text()
 
@@ -150,3 +155,49 @@ def test_a_place_where_no_state_can_be_kept_is_named_at_the_start(
     assert code == 1
     assert "states can't be kept in" in output
     assert "name a folder that can be written to" in output
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9), st.lists(st.integers(), max_size=2)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_whatever_stands_in_a_profile_it_is_a_profile_or_an_error_of_ours(data: st.DataObject) -> None:
+    tree: Any = tomllib.loads(DIGITS)
+    place = tree
+    while True:
+        key = data.draw(st.sampled_from([*sorted(place), "new key"]))
+        if not isinstance(place.get(key), dict) or data.draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = data.draw(VALUES | st.dictionaries(st.text(max_size=3), VALUES, max_size=2))
+    with pytest.MonkeyPatch.context() as patch, suppress(SpecError):
+        patch.setattr(spec.tomllib, "loads", lambda text: tree)
+        profile = spec.read(spec.HERE / "profiles" / "digits.toml", spec.Profile)
+        patch.undo()
+        rows = [row for row in spec.load_spec("table4").row if row.dataset in profile.datasets]
+        schedule.check(schedule.jobs_of({"table4": rows[:3]}, profile, 1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=99))
+def test_bytes_are_no_profile(content: bytes) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_text", lambda self, encoding: content.decode(encoding))
+        with pytest.raises(SpecError):
+            spec.read(Path("mine.toml"), spec.Profile)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(["--rows", "--profile", "--device"]), st.text(min_size=1, max_size=12))
+def test_no_text_on_the_command_line_is_a_traceback(option: str, text: str) -> None:
+    assume(not text.startswith("-"))
+
+    def never(profile: str) -> None:
+        raise StoreError(f"{profile} is not opened here")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "Store", never)
+        assert invoke("run", "table1", option, text)[0] in (1, 2)

@@ -184,14 +184,25 @@ def test_every_generator_is_put_back() -> None:
     assert [torch.rand(2).tolist(), np.random.random(2).tolist(), random.random()] == drawn
 
 
-def test_the_first_signal_is_noted() -> None:
-    before = signal.getsignal(signal.SIGTERM)  # of whoever imported this
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_first_signal_is_noted(number: int) -> None:
+    before = signal.getsignal(number)  # of whoever imported this
     with Stop() as stop:
         assert not stop()
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
         assert stop()
-        assert stop.signal == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == before
+        assert stop.signal == number
+    assert signal.getsignal(number) == before
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_while_one_job_ends_and_another_waits_ends_the_command(

@@ -53,7 +53,7 @@ class Outbox:
                 self.away(error)
             if not error.passing or now - self.since > PATIENCE:
                 raise
-            self.again = now + max(RETRY_EVERY, 5 * (now - began))  # a server that hangs may not hold the training up
+            self.again = now + max(RETRY_EVERY, 2 * (now - began))  # a server that hangs may not hold the training up
             return False
         self.since = None
         return True

@@ -1,6 +1,5 @@
 """Which seeds of which cells still have to be trained, in which order, and training them: here, or spread by Ray."""
 
-import json
 import logging
 import os
 import re
@@ -92,7 +91,7 @@ def check(jobs: list[Job]) -> None:
     shapes = {}
     for job in jobs:
         cell = job.cell
-        shapes[cell.dataset, cell.architecture, json.dumps(cell.network, sort_keys=True), cell.neuron.steps] = cell
+        shapes[cell.dataset, cell.architecture, str(cell.network)] = cell
     for cell in shapes.values():
         if cell.dataset not in data.SIZES:
             raise SpecError(f"{cell.name}: unknown data set {cell.dataset!r}; known: {', '.join(data.NAMES)}")

@@ -31,13 +31,15 @@ class StateError(Exception):
 
 
 class Stop:
-    """Notes the first SIGTERM or SIGINT, so that a training can keep its state; a second one ends the process at once."""
+    """Notes the first SIGTERM, SIGINT or SIGHUP, so that a training can keep its state; a second one ends the process at once."""
 
     signal: int | None = None
     before: Mapping[int, Any] = MappingProxyType({})
 
     def __enter__(self) -> Self:
         self.before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which is how nohup starts us
+            self.before |= {signal.SIGHUP: signal.getsignal(signal.SIGHUP)}
         self.listen()
         return self
 
