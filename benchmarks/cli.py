@@ -226,7 +226,9 @@ def report(
             latency.write(Store("latency"), out)
         else:
             ours = record.load(records) if records else Store(profile).records()
-            page.write(Results.of(profile, ours), out, readme)
+            committed = {name: record_of(name, None) for name in spec.profiles() if name != profile}
+            others = [Results.of(name, record.load(path)) for name, path in committed.items() if path.exists()]
+            page.write(Results.of(profile, ours), out, readme, others, links=publish)
             if not records:
                 Store(profile).log_report(out / profile, out / "figures")
                 compare_with_committed(profile, Store(profile))

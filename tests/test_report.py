@@ -259,7 +259,9 @@ def recorded(table: str, row_id: str, seed: int, accuracy: float, **more: Any) -
         provenance={},
         status="finished",
         evaluation=Evaluation(version=1, commit="", dirty="", cpu=""),
-        **({"metrics": {"test/final": accuracy}, "checkpoint_sha256": "c" * 64} | more),
+        **(
+            {"metrics": {"test/final": accuracy}, "history": {"test": [accuracy]}, "checkpoint_sha256": "c" * 64} | more
+        ),
     )
 
 
@@ -525,6 +527,36 @@ def test_the_page_stands_alone_and_is_small(written: Path) -> None:
     assert fetched == []
     for name in spec.TABLES:
         assert f'id="{name}"' in text
+
+
+def test_profiles_stand_side_by_side_and_table_4_on_the_papers_data_first(tmp_path: Path) -> None:
+    paper = spec.load_profile("paper")
+    (row,) = spec.select_rows("table4", spec.load_spec("table4"), ["resnet20-tq4-if-t4"])
+    cell = spec.resolve(row, paper)
+    metrics = {"test/final": 65.0, "if/T4/accuracy": 33.25}
+    update = {"cell": cell.hash, "config": cell.model_dump(mode="json"), "metrics": metrics}
+    one = recorded("table4", row.id, 42, 0.0).model_copy(update=update)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{page.BEGIN}\n{page.END}\n")
+    others = [tables.Results.of("paper", [one])]
+    page.write(tables.Results.of("digits", table1()), tmp_path, readme, others, links=True)
+    text, block = (tmp_path / "digits" / "report.html").read_text(), readme.read_text()
+    assert (
+        text.index('<section id="table4-paper">')
+        < text.index('<section id="claims">')
+        < text.index('<section id="table1">')
+    )
+    assert "<th>claim</th><th>digits</th><th>paper</th>" in text
+    assert 'href="runs.jsonl"' in text
+    first = text[text.index('<section id="table4-paper">') : text.index('<section id="claims">')]
+    assert "33.25" in first
+    assert "profile paper" in first
+    assert block.index("33.25") < block.index("| claim | on `digits` | on `paper` |")
+    page.write(others[0], tmp_path)
+    alone = (tmp_path / "paper" / "report.html").read_text()
+    assert alone.count('id="table4') == 1
+    for tag in ("section", "details", "figure", "main", "table", "tr", "td", "div"):
+        assert alone.count(f"<{tag}>") + alone.count(f"<{tag} ") == alone.count(f"</{tag}>") > 0, tag
 
 
 def chromium(profile: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,6 @@
 """Everything generated from a profile's runs, in one go: tables, verdicts, figures, ``report.html``, the README's block."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from benchmarks import spec
 from benchmarks.report import claims, figures, tables
-from benchmarks.spec import SpecError
+from benchmarks.spec import SpecError, load_spec
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 EQUATIONS = {
@@ -27,8 +29,41 @@ class Figure:
     svg: Markup
 
 
-def write(results: tables.Results, out: Path, readme: Path | None = None) -> None:
+@dataclass(frozen=True)
+class Sides:
+    """All profiles that have runs, side by side.
+
+    Attributes:
+        judged: by profile and claim.
+        table4: by profile, Table 4 where it has runs on the paper's data.
+    """
+
+    judged: dict[str, dict[str, claims.JudgedClaim]]
+    table4: dict[str, tables.View]
+
+    @classmethod
+    def of(cls, all_results: Iterable[tables.Results], rules: claims.Claims) -> "Sides":
+        judged, table4 = {}, {}
+        for one in all_results:
+            judged[one.name] = {claim.claim.id: claim for claim in claims.judge(rules, one)}
+            rows = [row for row in load_spec("table4").row if tables.own_data(row, one.cell(row))]
+            if any(len(one.of_cell(one.cell(row))) for row in rows):
+                table4[one.name] = tables.view("table4", tables.table_frame("table4", one), one)
+        return cls(judged, table4)
+
+
+def write(
+    results: tables.Results,
+    out: Path,
+    readme: Path | None = None,
+    others: Iterable[tables.Results] = (),
+    links: bool = False,
+) -> None:
     """Write ``out/figures`` and ``out/<profile>``, and renew the README's block.
+
+    Args:
+        others: other profiles' runs, to show their verdicts, and Table 4 on the paper's data, beside these.
+        links: whether the record, the theorems and the latency stand beside ``out``'s files, to link to them.
 
     Raises:
         SpecError: a spec, or the README's markers, are not as they should be.
@@ -42,9 +77,11 @@ def write(results: tables.Results, out: Path, readme: Path | None = None) -> Non
     captions = figures.write_runs(results, folder / "figures")
     shown = [Figure(name, text, inline(folder / "figures" / f"{name}.svg")) for name, text in captions.items()]
     shown += [Figure(name, text, inline(out / "figures" / f"{name}.svg")) for name, text in EQUATIONS.items()]
-    (folder / "report.html").write_text(html(results, views, judged, rules, shown))
+    order = [*spec.profiles()]
+    sides = Sides.of(sorted([results, *others], key=lambda one: order.index(one.name)), rules)
+    (folder / "report.html").write_text(html(results, views, judged, rules, shown, sides, links))
     if readme:
-        update_readme(readme, readme_block(results, views["table1"], judged, folder, captions))
+        update_readme(readme, readme_block(results, views["table1"], sides, rules, folder, captions))
 
 
 def inline(path: Path) -> Markup:
@@ -59,6 +96,8 @@ def html(
     judged: list[claims.JudgedClaim],
     rules: claims.Claims,
     shown: list[Figure],
+    sides: Sides,
+    links: bool,
 ) -> str:
     """The page: no script, style, font or image from elsewhere."""
     environment = jinja2.Environment(
@@ -76,6 +115,8 @@ def html(
         rules=rules,
         figures=shown,
         provenance=provenance(results),
+        sides=sides,
+        links=links,
         interval=claims.interval,
         isna=pd.isna,
     )
@@ -95,15 +136,22 @@ def provenance(results: tables.Results) -> list[dict[str, str]]:
 def readme_block(
     results: tables.Results,
     view: tables.View,
-    judged: list[claims.JudgedClaim],
+    sides: Sides,
+    rules: claims.Claims,
     folder: Path,
     captions: dict[str, str],
 ) -> str:
-    """Main table, verdicts and one figure, as Markdown."""
-    lines = [f"**{view.title}** (profile `{results.name}`, n seeds in the last column)", ""]
+    """Main table (Table 4 on the paper's data, if it was run), verdicts on all profiles and one figure, as Markdown."""
+    name, view = next(iter(sides.table4.items()), (results.name, view))
+    lines = [f"**{view.title}** (profile `{name}`, n seeds in the last column)", ""]
     lines += [*tables.markdown_table(view), "", *(f"{note}  " for note in view.notes), ""]
-    lines += ["| claim | verdict on this profile |", "|---|---|"]
-    lines += [f"| {one.claim.id}: {one.claim.title} | {one.said} |" for one in judged]
+    lines += [
+        "| claim | " + " | ".join(f"on `{name}`" for name in sides.judged) + " |",
+        "|---" * (1 + len(sides.judged)) + "|",
+    ]
+    for claim in rules.claim:
+        verdicts = " | ".join(judged[claim.id].said for judged in sides.judged.values())
+        lines.append(f"| {claim.id}: {claim.title} | {verdicts} |")
     if README_FIGURE in captions:
         lines += ["", f"![{captions[README_FIGURE]}]({(folder / 'figures' / README_FIGURE).as_posix()}.svg)"]
     return "\n".join([*lines, ""])
