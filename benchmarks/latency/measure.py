@@ -1,5 +1,6 @@
 """How things are timed and weighed: interleaved rounds, wall time on a CPU and events on a GPU, peak memory, where time goes."""
 
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -22,11 +23,13 @@ class Measured:
 
     Attributes:
         seconds: one time a round; the rounds of all contenders belong together.
+        faults: minor page faults of the last round's call: memory that the allocator had given back and has to clear again.
         peak: bytes allocated at most, above what was allocated before the call.
         failed: why a contender was not measured.
     """
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -96,7 +99,9 @@ def interleaved(contenders: Contenders, device: str, seconds: float) -> Measured
         for name in names[i % len(names) :] + names[: i % len(names)]:
             if short[name]:
                 contenders[name]()
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             found.seconds[name].append(clock(contenders[name], device))
+            found.faults[name] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     return found
 
 

@@ -128,7 +128,9 @@ def frame(record: dict[str, Any]) -> pd.DataFrame:
     for benchmark in record["benchmarks"]:
         one = dict(benchmark["extra_info"])
         ratios = one.pop("ratios")
-        cases[one["case"]] = {k: v for k, v in one.items() if k not in ("contender", "p50", "p95", "peak_bytes")}
+        cases[one["case"]] = {
+            k: v for k, v in one.items() if k not in ("contender", "p50", "p95", "peak_bytes", "faults")
+        }
         one |= {f"times_{other}": ratios.get(other) for other in ("floor", "fused", "relu", "lmht", "if")}
         one |= {"p50_ms": one["p50"] * 1e3, "p95_ms": one["p95"] * 1e3, "peak_mb": one["peak_bytes"] / 1e6}
         if one["kind"] == "neuron":
@@ -139,8 +141,8 @@ def frame(record: dict[str, Any]) -> pd.DataFrame:
         if case:
             lines.append(cases[case] | {"contender": name.removeprefix(f"{case}-"), "status": f"no figure: {reason}"})
     found = pd.DataFrame(lines)
-    found = found.reindex(columns=[*COLUMNS, "case", "times_lmht", "times_if", "peak_bytes"])
-    whole = ["L", "T", "N", "batch", "size", "rounds", "input_bytes", "peak_bytes"]
+    found = found.reindex(columns=[*COLUMNS, "case", "times_lmht", "times_if", "peak_bytes", "faults"])
+    whole = ["L", "T", "N", "batch", "size", "rounds", "input_bytes", "peak_bytes", "faults"]
     return found.astype(dict.fromkeys(whole, "Int64"))
 
 
@@ -227,20 +229,30 @@ def step_tables(run: Run) -> list[str]:
     steps = run.lines[run.lines["kind"] == "step"]
     if steps.empty:
         return []
-    lines = ["## Whole steps", ""]
+    lines = [
+        "## Whole steps",
+        "",
+        "Page faults, 4 KiB each: memory that the C library had given back to the system and has to get, cleared, again. "
+        "`MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` above a step's memory keep it.",
+        "",
+    ]
     names = {"relu": "ReLU ANN", "qcfs": "QCFS ANN", "lmht": "LM-HT, T = 2", "lmht-T4": "LM-HT, T = 4"}
     names |= {"spikingjelly-ilif": "SpikingJelly's ILIF, T = 2"}
     for (architecture, mode), group in steps.groupby(["architecture", "mode"], sort=False):
         one = group.iloc[0]
         lines += [f"### {architecture}, {mode}, {one['batch']} x {one['size']}², L = {one['L']}, channels_last", ""]
-        lines += heading("dtype", "activation", "images/s", "p50 ms", "p95 ms", "÷ ANN", "peak MB", "rounds")
+        lines += heading(
+            "dtype", "activation", "images/s", "p50 ms", "p95 ms", "÷ ANN", "peak MB", "page faults", "rounds"
+        )
         for (dtype, name), case in group.groupby(["dtype", "contender"], sort=False):
             case = case.iloc[0]
             if case["status"] != "measured":
-                lines.append(row([dtype, names[name], case["status"], *[""] * 5]))
+                lines.append(row([dtype, names[name], case["status"], *[""] * 6]))
                 continue
             cells = [case["batch"] / case["p50_ms"] * 1e3, case["p50_ms"], case["p95_ms"], case["times_relu"]]
-            lines.append(row([dtype, names[name], *map(figure, [*cells, case["peak_mb"]]), case["rounds"]]))
+            lines.append(
+                row([dtype, names[name], *map(figure, [*cells, case["peak_mb"]]), case["faults"], case["rounds"]])
+            )
         lines.append("")
     return lines
 

@@ -33,6 +33,7 @@ def test_latency(case: Case, contender: str, measured: Callable[[Case], Measured
         "p50": found.percentile(contender, 50),
         "p95": found.percentile(contender, 95),
         "peak_bytes": found.peak[contender],
+        "faults": found.faults[contender],
         "ratios": {other: found.ratio(contender, other) for other in found.seconds},
     }
     ticks = iter([tick for sample in samples for tick in (0.0, sample)])
