@@ -3,7 +3,7 @@
 A train is a list over time, ``[T]``; ``omega[t][j]`` is row = step of the current, column = step of the input.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor, gcd
@@ -22,17 +22,43 @@ class Trace:
     v: tuple[Fraction, ...]
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What other people's neurons do differently, by choice; the defaults are the paper's."""
+
+    count: Callable[[Fraction], int] = floor  # of m / theta, before the clip
+    reset: str = "soft"  # or "hard": to 0 after a spike; or "delayed": by subtraction, one step after the spike
+    largest_leak: Fraction | None = None
+    at_clip: int = 1  # QCFS's gradient at levels 0 and Tq
+
+
+PAPER = Rules()
+
+
 def clip(value: int, low: int, high: int) -> int:
     return max(low, min(value, high))
 
 
-def mht(currents: Train, *, levels: int, theta: Fraction, leak: Fraction = ONE, v0: Fraction = ZERO) -> Trace:
-    """Eqs. 5-6."""
-    ms, ss, vs, v = [], [], [], v0
+def mht(
+    currents: Train,
+    *,
+    levels: int,
+    theta: Fraction,
+    leak: Fraction = ONE,
+    v0: Fraction = ZERO,
+    rules: Rules = PAPER,
+) -> Trace:
+    """Eqs. 5-6, or what the rules make of them."""
+    ms, ss, vs, v, late = [], [], [], v0, ZERO
+    leak = leak if rules.largest_leak is None else min(leak, rules.largest_leak)
     for current in currents:
-        m = leak * v + current
-        s = clip(floor(m / theta), 0, levels)
+        m = leak * v + current - late
+        s = clip(rules.count(m / theta), 0, levels)
         v = m - s * theta
+        if rules.reset == "hard" and s:
+            v = ZERO
+        elif rules.reset == "delayed":
+            v, late = m, s * theta
         ms.append(m)
         ss.append(s)
         vs.append(v)
@@ -72,9 +98,10 @@ def qcfs(x: Fraction, *, levels: int, scale: Fraction) -> Fraction:
     return scale / levels * clip(floor(x * levels / scale + Q(1, 2)), 0, levels)
 
 
-def qcfs_mask(x: Fraction, *, levels: int, scale: Fraction) -> int:
+def qcfs_mask(x: Fraction, *, levels: int, scale: Fraction, rules: Rules = PAPER) -> int:
     """Where the clip of Eq. 4 passes the gradient: ``0 <= floor(x*Tq/scale + 1/2) <= Tq``."""
-    return int(0 <= floor(x * levels / scale + Q(1, 2)) <= levels)
+    level = floor(x * levels / scale + Q(1, 2))
+    return rules.at_clip if level in (0, levels) else int(0 < level < levels)
 
 
 def window(m: Fraction, *, levels: int, theta: Fraction) -> int:
@@ -100,9 +127,10 @@ def lmht_gradients(
     omega: Sequence[Train],
     leak: Fraction,
     v0: Fraction,
+    rules: Rules = PAPER,
 ) -> Gradients:
     """Eqs. 8-9 with the temporal chain dropped; ``upstream[t]`` is dLoss/dout(t)."""
-    trace = mht(mix(omega, x), levels=levels, theta=theta, leak=leak, v0=v0)
+    trace = mht(mix(omega, x), levels=levels, theta=theta, leak=leak, v0=v0, rules=rules)
     steps = range(len(x))
     g = [upstream[t] * window(trace.m[t], levels=levels, theta=theta) for t in steps]
     before = (v0, *trace.v[:-1])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from theorems import oracle
 from theorems.exact import DTYPES, fits, is_dyadic, trace_is_exact
-from theorems.oracle import Q, Trace
+from theorems.oracle import PAPER, Q, Rules, Trace
 
 INSIDE, NEGATIVE, SATURATED, TIE, NEAR = REGIMES = ("inside", "negative", "saturated", "tie", "next to a tie")
 EDGE = "edge of the surrogate's window"
@@ -52,14 +52,15 @@ class Case:
     def train(self, neuron: int) -> list[Fraction]:
         return [step[neuron] for step in self.currents]
 
-    def trace(self, neuron: int) -> Trace:
+    def trace(self, neuron: int, rules: Rules = PAPER) -> Trace:
         """The oracle's answer for one neuron."""
         train = self.train(neuron)
         currents = train if self.omega is None else oracle.mix(self.omega, train)
-        return oracle.mht(currents, levels=self.levels, theta=self.theta, leak=self.leak, v0=self.v0[neuron])
+        v0 = self.v0[neuron]
+        return oracle.mht(currents, levels=self.levels, theta=self.theta, leak=self.leak, v0=v0, rules=rules)
 
-    def traces(self) -> list[Trace]:
-        return [self.trace(neuron) for neuron in range(len(self.v0))]
+    def traces(self, rules: Rules = PAPER) -> list[Trace]:
+        return [self.trace(neuron, rules) for neuron in range(len(self.v0))]
 
     def tensor(self, values: Sequence[Sequence[Fraction]] | None = None) -> Tensor:
         """``[T, *shape]`` from ``[T][N]``, default: the currents."""
@@ -70,9 +71,9 @@ class Case:
     def v0_tensor(self) -> Tensor:
         return as_tensor(self.v0, self.dtype).reshape(self.shape)
 
-    def is_exact(self, dtype: torch.dtype, spread: bool = False) -> bool:
+    def is_exact(self, dtype: torch.dtype, spread: bool = False, rules: Rules = PAPER) -> bool:
         """Whether dtype rounds nothing in this case (``spread``: nor in the L*T steps of one-level neurons)."""
-        for neuron, (trace, v0) in enumerate(zip(self.traces(), self.v0, strict=True)):
+        for neuron, (trace, v0) in enumerate(zip(self.traces(rules), self.v0, strict=True)):
             train = self.train(neuron)
             rows = [[x] for x in train]
             if self.omega is not None:

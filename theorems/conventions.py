@@ -1,0 +1,197 @@
+"""Choices in which known neurons differ from the paper, recognised by their answers: a convention is not a bug.
+
+A neuron that answers a battery of exact cases as one set of :class:`theorems.oracle.Rules` does, and not as the paper's, has these
+rules for conventions. They are named, each with its smallest example; Eqs. 1-7 are then asked under them, and every statement as the
+paper has it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import product
+from math import ceil, floor
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from theorems import oracle
+from theorems.oracle import PAPER, Q, Rules
+from theorems.search import smallest
+from theorems.strategies import Case
+
+if TYPE_CHECKING:
+    from theorems.impl import Loaded
+
+ABOVE = "fires above the threshold, not at it (> instead of >=)"
+NEAREST = "rounds to the nearest level instead of down"
+NEAREST_UP = "rounds to the nearest level instead of down, half a level up"
+HARD = "hard reset: to 0 after a spike, not by subtraction"
+DELAYED = "resets one step after the spike"
+LEAK = "clamps a leak above 1 to 1"
+SURROGATE = "another surrogate gradient than Eq. 8's window"
+CLIP = "no gradient at the clip's bounds (QCFS, levels 0 and Tq)"
+SINGLE = "spikes are float32, which turns half-precision potentials into float32"
+
+# name -> what it changes in the rules; at most one of each group at a time
+GROUPS: tuple[dict[str, dict[str, Any]], ...] = (
+    {ABOVE: {"count": lambda m: ceil(m) - 1}, NEAREST: {"count": round}, NEAREST_UP: {"count": lambda m: floor(m + Q(1, 2))}},
+    {HARD: {"reset": "hard"}, DELAYED: {"reset": "delayed"}},
+    {LEAK: {"largest_leak": Q(1)}},
+)  # fmt: skip
+CURRENTS = [Q(n, 4) for n in (-2, 1, 2, 3, 4, 6, 7, 12)]
+LEAKS = (Q(1), Q(5, 4), Q(1, 2))
+
+
+@dataclass
+class Conventions:
+    """What was recognised: rules by method, and by name of a convention the line that shows it."""
+
+    rules: dict[str, Rules] = field(default_factory=dict)
+    lines: dict[str, str] = field(default_factory=dict)
+
+
+def battery() -> Iterator[Case]:
+    """All pairs of currents and one more step, from v(0) = 0 and 1/2, L = 2 or 1, theta = 1."""
+    trains = [(*pair, Q(1, 2)) for pair in product(CURRENTS, repeat=2)] * 2
+    v0 = (Q(0),) * (len(trains) // 2) + (Q(1, 2),) * (len(trains) // 2)
+    for leak in LEAKS:
+        yield Case(2, Q(1), leak, v0, tuple(zip(*trains, strict=True)), (len(trains),))
+
+
+def answers(impl: "Loaded", method: str, case: Case) -> Any:
+    """The implementation's own spikes (and potentials, where it tells them), as numbers of each neuron."""
+    x, leak = case.tensor(), float(case.leak)
+    if method == "lmht":
+        omega = torch.eye(case.steps, dtype=x.dtype)
+        leaks = torch.tensor(leak, dtype=x.dtype)
+        return (impl.lmht(x, levels=case.levels, theta=1.0, omega=omega, leak=leaks, v0=case.v0_tensor),)
+    levels = {"levels": case.levels} if method == "mht" else {}
+    return getattr(impl, method)(x, theta=1.0, leak=leak, v0=case.v0_tensor, **levels)
+
+
+def rules_of(impl: "Loaded", method: str) -> tuple[Rules, tuple[str, ...]]:
+    """The rules that explain every answer of a method, with as few conventions as possible; the paper's if none do."""
+    asked = [replace(case, levels=1) if method == "integrate_and_fire" else case for case in battery()]
+    try:
+        found = [[part.detach().double() for part in answers(impl, method, case)] for case in asked]
+    except Exception:  # whatever it is, a test will show it
+        return PAPER, ()
+    choices = [(name,) for names in product(*([None, *group] for group in GROUPS)) for name in [names]]
+    for (names,) in sorted(choices, key=lambda choice: sum(name is not None for name in choice[0])):
+        chosen = tuple(name for name in names if name)
+        rules = with_conventions(chosen)
+        if all(explains(rules, case, parts) for case, parts in zip(asked, found, strict=True)):
+            return rules, chosen
+    return PAPER, ()
+
+
+def with_conventions(names: tuple[str, ...]) -> Rules:
+    changes = {key: value for group in GROUPS for name, change in group.items() if name in names for key, value in change.items()}
+    return replace(PAPER, **changes)
+
+
+def explains(rules: Rules, case: Case, parts: list[Tensor]) -> bool:
+    """Neuron by neuron, so that a rule that is not the neuron's is soon left."""
+    shape = (case.steps, len(case.v0))
+    if any(part.shape != shape for part in parts):
+        return False
+    columns = [part.T.tolist() for part in parts]
+    for neuron in range(len(case.v0)):
+        trace = case.trace(neuron, rules)
+        expected = ([float(s) for s in trace.s], [float(v) for v in trace.v])
+        if any(column[neuron] != want for column, want in zip(columns, expected, strict=False)):
+            return False
+    return True
+
+
+def example(name: str, names: tuple[str, ...], levels: int) -> str:
+    """The smallest case in which it matters."""
+    others = with_conventions(tuple(other for other in names if other != name))
+    rules = with_conventions(names)
+
+    def differs(case: Case) -> bool:
+        return case.levels == levels and case.trace(0, rules) != case.trace(0, others)
+
+    case = smallest(differs, leaks=LEAKS[:2] if name == LEAK else LEAKS[:1], v0=None if name == LEAK else (Q(0),))
+    own, paper = case.trace(0, rules), case.trace(0)
+    leak = "" if case.leak == 1 else f", lambda = {case.leak}"
+    start = "" if not case.v0[0] else f", v(0) = {case.v0[0]}"
+    return f"L = {levels}, theta = 1{leak}{start}, I = {train(case.train(0))}: {shown(own)}; the paper: {shown(paper)}"
+
+
+def shown(trace: oracle.Trace) -> str:
+    return f"s = {train(trace.s)}, v = {train(trace.v)}"
+
+
+def train(values: Any) -> str:
+    return "(" + ", ".join(map(str, values)) + ")"
+
+
+def recognise(impl: "Loaded") -> Conventions:
+    """Asks every method that there is."""
+    found = Conventions()
+    by_names: dict[tuple[str, ...], list[str]] = {}
+    for method in ("integrate_and_fire", "mht", "lmht"):
+        if impl.provides(method):
+            rules, names = rules_of(impl, method)
+            found.rules[method] = rules
+            by_names.setdefault(names, []).append(method)
+    for names, methods in by_names.items():
+        where = "" if len(by_names) == 1 else f" in {' and '.join(methods)}"
+        for name in names:
+            found.lines[name] = f"{name}{where}: {example(name, names, 1)}"
+    for name, look in ((SURROGATE, surrogate), (CLIP, clip), (SINGLE, single)):
+        try:
+            line = look(impl)
+        except Exception:  # a test will show it
+            line = None
+        if line:
+            found.lines[name] = f"{name}: {line}"
+    if CLIP in found.lines:
+        found.rules["qcfs"] = replace(PAPER, at_clip=0)
+    return found
+
+
+def gradient(impl: "Loaded", method: str, x: list[float], **arguments: Any) -> list[float] | None:
+    """d(out)/dx, element by element; None if there is none."""
+    if not impl.provides(method):
+        return None
+    leaf = torch.tensor([x], dtype=torch.float64, requires_grad=True)
+    out = getattr(impl, method)(leaf, **arguments)
+    if not out.requires_grad:
+        return None
+    out.backward(torch.ones_like(out))
+    return None if leaf.grad is None else leaf.grad[0].tolist()
+
+
+def surrogate(impl: "Loaded") -> str | None:
+    one = torch.ones(1, 1, dtype=torch.float64)
+    for theta, levels in product((1, 2), (1, 2)):
+        ms = [theta * m for m in (Q(1), Q(0), Q(1, 2), Q(3, 2), Q(5, 2), Q(1, 4), Q(4), Q(-1))]
+        got = gradient(impl, "lmht", [float(m) for m in ms], levels=levels, theta=float(theta), omega=one, leak=one[0, 0])
+        expected = [oracle.window(m, levels=levels, theta=Q(theta)) for m in ms]
+        for m, value, paper in zip(ms, got or expected, expected, strict=True):
+            if value != paper:
+                return f"L = {levels}, theta = {theta}, m = {m}: d(out)/dm = {value:.6g}; the paper: {paper}"
+    return None
+
+
+def clip(impl: "Loaded") -> str | None:
+    x = [Q(n) for n in (-2, 0, 1, 2, 4, 6)]
+    got = gradient(impl, "qcfs", [float(value) for value in x], levels=4, scale=torch.tensor(4.0, dtype=torch.float64))
+    masks: Callable[[Rules], list[int]] = lambda rules: [oracle.qcfs_mask(v, levels=4, scale=Q(4), rules=rules) for v in x]  # noqa: E731
+    if got == masks(replace(PAPER, at_clip=0)):
+        return "Tq = 4, scale = 4, x = 0: d(out)/dx = 0; the paper: 1 (torch.clamp: 1 up to torch 2.13, 0 from 2.14 on)"
+    return None
+
+
+def single(impl: "Loaded") -> str | None:
+    for method in ("integrate_and_fire", "mht"):
+        if impl.provides(method):
+            levels = {"levels": 2} if method == "mht" else {}
+            wide, half = (getattr(impl, method)(torch.zeros(1, 1, dtype=dtype), theta=1.0, **levels)
+                          for dtype in (torch.float64, torch.bfloat16))  # fmt: skip
+            if wide[1].dtype == torch.float64 and half[1].dtype == torch.float32:
+                return "I = (0) in bfloat16: v in float32; the paper: v in bfloat16"
+    return None
