@@ -13,9 +13,42 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.neurons.broken import CAUGHT_BY
+from theorems.statements import STATEMENTS
 from theorems.strategies import NO_LEAK, POWERS, Case, cases, mixed_cases, quantised_cases
 
 ROOT = Path(__file__).parents[1]
+CANNOT_BE_ASKED = {
+    "never_reset": "gives another answer when it is called again: state that is not reset, or randomness",
+    "always_raises": "raises NotImplementedError: later",
+    "wrong_shape": "returns shape [2] for x of shape [3, 2]",
+    "no_levels": "unexpected keyword argument 'levels'",
+    "NeedsAnObject": "is a class, not an object: write mine = NeedsAnObject() and pass tests.neurons.foreign:mine",
+}
+# neuron -> its convention's name, part of its smallest example, and what the suite has to say about some statements
+OTHER_CONVENTIONS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "hard_reset": (
+        "hard reset",
+        "I = (3/2): s = (1), v = (0); the paper: s = (1), v = (1/2)",
+        dict.fromkeys(("Contract", "Eqs. 1-2 (IF, LIF)", "Eqs. 5-6 (M-HT)", "Eqs. 8-9 (gradients)", "T-GIM to STBP"), "holds")
+        | dict.fromkeys(("Conventions", "Lemma 4.1", "Theorem 4.2 (ii)", "Theorem 4.4", "T-GIM to QCFS"), "differs"),
+    ),
+    "rounds": (
+        "rounds to the nearest level",
+        "I = (3/4): s = (1), v = (-1/4); the paper: s = (0), v = (3/4)",
+        {"Eq. 7 (LM-HT)": "holds", "Eqs. 5-6 (M-HT)": "holds"}
+        | dict.fromkeys(("Conventions", "Lemma 4.1", "Lemma A.1", "Theorem 4.4"), "differs"),
+    ),
+    "clamped": (
+        "no gradient at the clip's bounds",
+        "Tq = 4, scale = 4, x = 0: d(out)/dx = 0; the paper: 1",
+        {"Conventions": "differs", "Eq. 4 (QCFS)": "holds", "Theorem 4.4": "holds"},
+    ),
+    "sigmoid": (
+        "another surrogate gradient",
+        "L = 1, theta = 1, m = 0: d(out)/dm = 0.0706508; the paper: 0",
+        {"Conventions": "differs", "Eq. 7 (LM-HT)": "holds", "Eqs. 8-9 (gradients)": "holds", "T-GIM to STBP": "holds"},
+    ),
+}  # fmt: skip
 LIMIT = 30  # seconds of processor time for a broken neuron
 
 
@@ -47,9 +80,51 @@ CORE = sorted(str(path) for path in Path("theorems").glob("test_*.py") if "netwo
 
 
 def test_independent_neuron_passes(theorems: Callable[..., Run]) -> None:
-    run = theorems(*CORE, "--impl", "tests.neurons.independent:independent")
+    run = theorems("theorems", "--impl", "tests.neurons.independent:independent")
     assert run.code == pytest.ExitCode.OK, run.output
     assert "skipped" not in run.output
+    assert set(verdicts(run.output).values()) == {"holds"}
+    assert "about the equations" not in run.output
+    assert "about networks" not in run.output
+
+
+def verdicts(output: str) -> dict[str, str]:
+    """Of the terminal's table: statement and word."""
+    found = {}
+    for line in output.splitlines():
+        if line[:24].strip() in STATEMENTS:
+            found[line[:24].strip()] = line[24:36].strip()
+    return found
+
+
+@pytest.mark.parametrize("neuron", CANNOT_BE_ASKED)
+def test_a_neuron_that_cannot_be_asked_is_one_error(theorems: Callable[..., Run], neuron: str) -> None:
+    """One failure, the contract's; nothing is credited."""
+    run = theorems("theorems", "--impl", f"tests.neurons.foreign:{neuron}")
+    assert run.code == pytest.ExitCode.TESTS_FAILED, run.output
+    assert len(run.output.splitlines()) <= 60, run.output
+    assert max(map(len, run.output.splitlines())) <= 240, run.output
+    assert run.output.count(CANNOT_BE_ASKED[neuron]) == 1, run.output
+    assert "1 failed" in run.output
+    assert " passed" not in run.output
+    found = verdicts(run.output)
+    assert found.pop("Contract") == "FAILS"
+    assert set(found.values()) == {"not asked"}
+
+
+@pytest.mark.parametrize("neuron", OTHER_CONVENTIONS)
+def test_a_convention_is_named_and_no_bug(theorems: Callable[..., Run], neuron: str) -> None:
+    """Named in one line with an example; the equations hold with it, and what else does is told from what does not."""
+    name, example, asked = OTHER_CONVENTIONS[neuron]
+    chosen = [argument for statement in asked for argument in ("--statement", statement)]
+    run = theorems("theorems", *chosen, "--impl", f"tests.neurons.foreign:{neuron}")
+    assert run.code == pytest.ExitCode.TESTS_FAILED, run.output
+    lines = run.output.splitlines()
+    assert len(lines) <= 60, run.output
+    (line,) = [line for line in lines if line.startswith(f"  {name}")]
+    assert example in line
+    assert "FAILS" not in run.output
+    assert verdicts(run.output) == asked
 
 
 @pytest.mark.parametrize("statement", ["contract", "gradients"])
@@ -76,13 +151,11 @@ def test_enough_broken_neurons() -> None:
 
 def test_failure_carries_everything_and_reproduces(theorems: Callable[..., Run]) -> None:
     run = theorems(
-        "theorems/test_contract.py", "-x", "-k", "test_mht", "--impl", "tests.neurons.broken:HardReset_neuron"
+        "theorems/test_contract.py", "-x", "-k", "test_mht", "--impl", "tests.neurons.broken:PartialReset_neuron"
     )
     for label in ("theta", "L, T", "leak", "v(0)", "currents", "spikes", "expected", "got"):
-        assert f"E                 {label}" in run.output or f" {label} " in run.output, (
-            f"{label} missing:\n{run.output}"
-        )
-    lines = [line.removeprefix("E").strip() for line in run.output.splitlines()]
+        assert f" {label} " in run.output, f"{label} missing:\n{run.output}"
+    lines = [line.strip() for line in run.output.splitlines()]
     start = lines.index("reproduce:")
     pasted = subprocess.run(
         [sys.executable, "-c", "\n".join(lines[start + 1 : start + 3])], cwd=ROOT, capture_output=True, text=True
@@ -95,7 +168,7 @@ def test_gradient_failure_reproduces(theorems: Callable[..., Run]) -> None:
     run = theorems(
         "theorems/test_gradients.py", "-x", "-k", "test_lmht", "--impl", "tests.neurons.broken:NoLeakGradient_neuron"
     )
-    lines = [line.removeprefix("E").strip() for line in run.output.splitlines()]
+    lines = [line.strip() for line in run.output.splitlines()]
     start = next(i for i, line in enumerate(lines) if line.startswith("import torch; from theorems"))
     end = next(i for i, line in enumerate(lines) if line.startswith("print(out, x.grad"))
     pasted = subprocess.run(
@@ -109,7 +182,6 @@ def test_missing_methods_skip(theorems: Callable[..., Run]) -> None:
     run = theorems(
         "theorems/test_contract.py",
         "theorems/test_theorem_4_2_ii.py",
-        "-rs",
         "--impl",
         "tests.neurons.independent:only_mht",
     )
@@ -141,8 +213,11 @@ def test_report(theorems: Callable[..., Run], tmp_path: Path) -> None:
     assert "L = 2, T = 1, theta = 1, v(0) = -1/2, I = (5/2): M-HT emits [2], IF [1] a window" in alone
     assert "not checked: integrate_and_fire not provided" in partial
     broken = tmp_path / "broken.md"
-    theorems(chosen[0], "--report", str(broken), "--impl", "tests.neurons.broken:TieDoesNotFire_neuron")
+    theorems(chosen[0], "--report", str(broken), "--impl", "tests.neurons.broken:NegativeSpikes_neuron")
     assert "FAILS: test_lemma_4_1.py::test_multi_level_step" in broken.read_text()
+    assert (
+        "| Lemma 4.1 | one M-HT step emits what L IF steps with I/L emit |  | the neuron: FAILS |" in broken.read_text()
+    )
 
 
 def test_every_test_names_its_statement(theorems: Callable[..., Run]) -> None:

@@ -1,13 +1,12 @@
 """Choices in which known neurons differ from the paper, recognised by their answers: a convention is not a bug.
 
 A neuron that answers a battery of exact cases as one set of :class:`theorems.oracle.Rules` does, and not as the paper's, has these
-rules for conventions. They are named, each with its smallest example; Eqs. 1-7 are then asked under them, and every statement as the
-paper has it.
+rules for conventions. They are named, each with its smallest example; Eqs. 1-9 are then asked under them, and every statement
+as the paper has it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from itertools import product
 from math import ceil, floor
 from typing import TYPE_CHECKING, Any
@@ -77,17 +76,22 @@ def rules_of(impl: "Loaded", method: str) -> tuple[Rules, tuple[str, ...]]:
         found = [[part.detach().double() for part in answers(impl, method, case)] for case in asked]
     except Exception:  # whatever it is, a test will show it
         return PAPER, ()
-    choices = [(name,) for names in product(*([None, *group] for group in GROUPS)) for name in [names]]
-    for (names,) in sorted(choices, key=lambda choice: sum(name is not None for name in choice[0])):
-        chosen = tuple(name for name in names if name)
-        rules = with_conventions(chosen)
+    choices = (tuple(name for name in names if name) for names in product(*(("", *group) for group in GROUPS)))
+    for chosen in sorted(choices, key=len):
+        rules = with_conventions(chosen) if chosen else PAPER
         if all(explains(rules, case, parts) for case, parts in zip(asked, found, strict=True)):
             return rules, chosen
     return PAPER, ()
 
 
 def with_conventions(names: tuple[str, ...]) -> Rules:
-    changes = {key: value for group in GROUPS for name, change in group.items() if name in names for key, value in change.items()}
+    changes = {
+        key: value
+        for group in GROUPS
+        for name, change in group.items()
+        if name in names
+        for key, value in change.items()
+    }
     return replace(PAPER, **changes)
 
 
@@ -105,19 +109,19 @@ def explains(rules: Rules, case: Case, parts: list[Tensor]) -> bool:
     return True
 
 
-def example(name: str, names: tuple[str, ...], levels: int) -> str:
-    """The smallest case in which it matters."""
+def example(name: str, names: tuple[str, ...]) -> str:
+    """The smallest case in which it matters, beside the neuron's other conventions."""
     others = with_conventions(tuple(other for other in names if other != name))
     rules = with_conventions(names)
 
     def differs(case: Case) -> bool:
-        return case.levels == levels and case.trace(0, rules) != case.trace(0, others)
+        return case.levels == 1 and case.trace(0, rules) != case.trace(0, others)
 
     case = smallest(differs, leaks=LEAKS[:2] if name == LEAK else LEAKS[:1], v0=None if name == LEAK else (Q(0),))
     own, paper = case.trace(0, rules), case.trace(0)
     leak = "" if case.leak == 1 else f", lambda = {case.leak}"
     start = "" if not case.v0[0] else f", v(0) = {case.v0[0]}"
-    return f"L = {levels}, theta = 1{leak}{start}, I = {train(case.train(0))}: {shown(own)}; the paper: {shown(paper)}"
+    return f"L = 1, theta = 1{leak}{start}, I = {train(case.train(0))}: {shown(own)}; the paper: {shown(paper)}"
 
 
 def shown(trace: oracle.Trace) -> str:
@@ -140,8 +144,10 @@ def recognise(impl: "Loaded") -> Conventions:
     for names, methods in by_names.items():
         where = "" if len(by_names) == 1 else f" in {' and '.join(methods)}"
         for name in names:
-            found.lines[name] = f"{name}{where}: {example(name, names, 1)}"
+            found.lines[name] = f"{name}{where}: {example(name, names)}"
     for name, look in ((SURROGATE, surrogate), (CLIP, clip), (SINGLE, single)):
+        if name != SINGLE and not impl.gradients:
+            continue
         try:
             line = look(impl)
         except Exception:  # a test will show it
@@ -169,9 +175,13 @@ def surrogate(impl: "Loaded") -> str | None:
     one = torch.ones(1, 1, dtype=torch.float64)
     for theta, levels in product((1, 2), (1, 2)):
         ms = [theta * m for m in (Q(1), Q(0), Q(1, 2), Q(3, 2), Q(5, 2), Q(1, 4), Q(4), Q(-1))]
-        got = gradient(impl, "lmht", [float(m) for m in ms], levels=levels, theta=float(theta), omega=one, leak=one[0, 0])
+        got = gradient(
+            impl, "lmht", [float(m) for m in ms], levels=levels, theta=float(theta), omega=one, leak=one[0, 0]
+        )
         expected = [oracle.window(m, levels=levels, theta=Q(theta)) for m in ms]
-        for m, value, paper in zip(ms, got or expected, expected, strict=True):
+        if not got or not any(got):  # none at all is a fault
+            return None
+        for m, value, paper in zip(ms, got, expected, strict=True):
             if value != paper:
                 return f"L = {levels}, theta = {theta}, m = {m}: d(out)/dm = {value:.6g}; the paper: {paper}"
     return None
@@ -180,8 +190,7 @@ def surrogate(impl: "Loaded") -> str | None:
 def clip(impl: "Loaded") -> str | None:
     x = [Q(n) for n in (-2, 0, 1, 2, 4, 6)]
     got = gradient(impl, "qcfs", [float(value) for value in x], levels=4, scale=torch.tensor(4.0, dtype=torch.float64))
-    masks: Callable[[Rules], list[int]] = lambda rules: [oracle.qcfs_mask(v, levels=4, scale=Q(4), rules=rules) for v in x]  # noqa: E731
-    if got == masks(replace(PAPER, at_clip=0)):
+    if got == [oracle.qcfs_mask(value, levels=4, scale=Q(4), rules=replace(PAPER, at_clip=0)) for value in x]:
         return "Tq = 4, scale = 4, x = 0: d(out)/dx = 0; the paper: 1 (torch.clamp: 1 up to torch 2.13, 0 from 2.14 on)"
     return None
 

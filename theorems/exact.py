@@ -56,15 +56,24 @@ def floor_is_exact(m: Fraction, theta: Fraction, dtype: torch.dtype) -> bool:
 
 
 def trace_is_exact(
-    trace: Trace, terms: Iterable[Train], *, theta: Fraction, leak: Fraction, v0: Fraction, dtype: torch.dtype
+    trace: Trace,
+    terms: Iterable[Train],
+    *,
+    theta: Fraction,
+    leak: Fraction,
+    v0: Fraction,
+    dtype: torch.dtype,
+    halves: bool = False,
 ) -> bool:
-    """No operation of this trace rounds; ``terms[t]`` are the addends of the current of step t."""
+    """No operation of this trace rounds; ``terms[t]`` are the addends of the current of step t. Counts jump at integers, with
+    ``halves`` (neurons that round to the nearest level) between them too."""
+    parts = 2 if halves else 1
     if not all(fits(value, dtype) for value in (theta, leak, v0)):
         return False
     before = (v0, *trace.v[:-1])
     return all(
         fits(term, dtype) and fits(s * theta, dtype) for step, s in zip(terms, trace.s, strict=True) for term in step
     ) and all(
-        sum_is_exact([*step, leak * u, s * theta], dtype) and floor_is_exact(m, theta, dtype)
+        sum_is_exact([*step, leak * u, s * theta], dtype) and floor_is_exact(parts * m, theta, dtype)
         for step, u, s, m in zip(terms, before, trace.s, trace.m, strict=True)
     )

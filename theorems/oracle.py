@@ -128,11 +128,13 @@ def lmht_gradients(
     leak: Fraction,
     v0: Fraction,
     rules: Rules = PAPER,
+    windows: Train | None = None,
 ) -> Gradients:
-    """Eqs. 8-9 with the temporal chain dropped; ``upstream[t]`` is dLoss/dout(t)."""
+    """Eqs. 8-9 with the temporal chain dropped; ``upstream[t]`` is dLoss/dout(t). ``windows[t]``: another surrogate's values."""
     trace = mht(mix(omega, x), levels=levels, theta=theta, leak=leak, v0=v0, rules=rules)
     steps = range(len(x))
-    g = [upstream[t] * window(trace.m[t], levels=levels, theta=theta) for t in steps]
+    windows = windows or [Q(window(m, levels=levels, theta=theta)) for m in trace.m]
+    g = [upstream[t] * windows[t] for t in steps]
     before = (v0, *trace.v[:-1])
     return Gradients(
         x=[sum((omega[t][j] * g[t] for t in steps), ZERO) for j in steps],

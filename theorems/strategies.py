@@ -80,7 +80,8 @@ class Case:
                 if not all(fits(number, dtype) for number in (*train, *chain(*self.omega))):
                     return False
                 rows = [[w * x for w, x in zip(row, train, strict=True)] for row in self.omega]
-            if not trace_is_exact(trace, rows, theta=self.theta, leak=self.leak, v0=v0, dtype=dtype):
+            halves = rules is not PAPER
+            if not trace_is_exact(trace, rows, theta=self.theta, leak=self.leak, v0=v0, dtype=dtype, halves=halves):
                 return False
             if spread:
                 u = v0

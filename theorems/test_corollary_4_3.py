@@ -54,7 +54,11 @@ def test_if_and_only_if(impl: Loaded, start: Fraction, data: st.DataObject) -> N
     inside = [[in_region(case, neuron, case.v0[neuron])] for neuron in range(len(trains))]
     uniform = [[len(set(train)) == 1] for train in trains]
     check.same(
-        case, f"{COROLLARY}: uniform firing (got) iff in the region (expected)", {"iff": inside}, {"iff": uniform}, call
+        case,
+        f"{COROLLARY}: uniform firing (got) iff in the region (expected)",
+        {"uniform firing": inside},
+        {"uniform firing": uniform},
+        call,
     )
     for neuron, train in enumerate(trains):  # and the value is the k of the region
         if inside[neuron][0]:

@@ -1,8 +1,8 @@
 """The statements on whole networks: T-GIM to QCFS, T-GIM to STBP and Theorem A.2, layer by layer and at the logits.
 
 They hold where every operation between two neurons is affine and applied step by step; what max-pooling after a neuron and
-spiking self-attention do instead is exhibited at the end. These tests exercise our modules and networks, so they are skipped
-under ``--impl``. Spike counts must be equal as integers: each test first makes sure that no potential is so close to a
+spiking self-attention do instead is exhibited at the end. These tests exercise our modules and networks, so they say
+nothing about an ``--impl``. Spike counts must be equal as integers: each test first makes sure that no potential is so close to a
 threshold that float64 could decide it either way.
 """
 
@@ -19,7 +19,6 @@ from lmht.graph import non_affine
 from lmht.networks import ARCHITECTURES, Network
 from lmht.reparameterize import certify, reparameterize
 from theorems.calibrated import AFFINE, images, network, qcfs_levels, run, spike_counts
-from theorems.impl import DEFAULT
 
 AFFINE_ONLY = "networks whose operations between two neurons are affine"
 SIZES = [(1, 4), (2, 2), (4, 2), (2, 4), (3, 3)]
@@ -27,11 +26,7 @@ FLOAT = "random calibrated networks, float64, margin to every tie checked"
 CLEAR = 1e-9  # of a threshold: far above what float64 loses in these networks, about 1e-14
 
 
-@pytest.fixture(autouse=True)
-def ours(pytestconfig: pytest.Config) -> None:
-    if (chosen := pytestconfig.getoption("--impl")) != DEFAULT:
-        pytest.skip(f"networks are built of our own modules, not of {chosen}")
-
+pytestmark = pytest.mark.usefixtures("ours")
 
 affine = pytest.mark.parametrize("architecture", AFFINE)
 sizes = pytest.mark.parametrize(("levels", "steps"), SIZES)

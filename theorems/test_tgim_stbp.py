@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lmht import functional
 from theorems import check, oracle
+from theorems.conventions import SURROGATE
 from theorems.impl import Loaded
 from theorems.oracle import Q
 from theorems.strategies import POWERS, Case, identity, mixed_cases
@@ -33,7 +34,7 @@ def test_forward(impl: Loaded, case: Case) -> None:
     mixed = check.lmht(impl, case)
     lif = check.integrate_and_fire(impl, case)
     out, spikes = (check.transposed(check.rationals(values)) for values in (mixed.result, lif.result[0]))
-    expected = [[s * case.theta for s in trace.s] for trace in case.traces()]
+    expected = [[s * case.theta for s in trace.s] for trace in case.traces(impl.rules("lmht"))]
     got = {"lmht": out, "LIF": [[s * case.theta for s in train] for train in spikes]}
     check.same(case, STATEMENT, {"lmht": expected, "LIF": expected}, got, mixed, lif)
 
@@ -41,12 +42,14 @@ def test_forward(impl: Loaded, case: Case) -> None:
 @pytest.mark.statement(
     STATEMENT, precondition=PAPER, how="backward, chain detached: spatial-only gradient, exact cases"
 )
+@pytest.mark.gradient
 @given(differentiable, gradients)
 def test_backward_is_spatial_only(impl: Loaded, case: Case, values: list[int]) -> None:
+    impl.follows(SURROGATE)
     call, upstream = check.lmht(impl, case, gradient=True), spread(case, values)
     call.backward(case.tensor(check.transposed(upstream)))
     expected = []
-    for g, trace in zip(upstream, case.traces(), strict=True):
+    for g, trace in zip(upstream, case.traces(impl.rules("lmht")), strict=True):
         masks = [oracle.window(m, levels=1, theta=case.theta) for m in trace.m]
         expected.append([a * mask for a, mask in zip(g, masks, strict=True)])
     got = check.transposed(check.rationals(call.grad("x")))
@@ -67,7 +70,7 @@ def stbp(case: Case, upstream: list[list[Q]], chain: bool) -> list[list[Q]]:
     STATEMENT, precondition=PAPER, how="backward, chain kept: lmht.functional.integrate_and_fire = STBP, exact cases"
 )
 @given(differentiable, gradients)
-def test_chain_kept(case: Case, values: list[int]) -> None:
+def test_chain_kept(ours: None, case: Case, values: list[int]) -> None:
     upstream = spread(case, values)
     expected = [
         oracle.stbp_gradient(trace, g, theta=case.theta, leak=case.leak)
@@ -81,8 +84,10 @@ def test_chain_kept(case: Case, values: list[int]) -> None:
     precondition="backward equals STBP: the temporal chain is kept",
     how="necessity: counterexample, replayed",
 )
+@pytest.mark.gradient
 def test_the_two_differ(impl: Loaded, counterexample: Callable[[str], None]) -> None:
     """m = (1/4, 5/4): only step 2 is inside the window, and only the chain tells step 1."""
+    impl.follows(SURROGATE)
     case = Case(1, Q(1), Q(1), (Q(0),), ((Q(1, 4),), (Q(1),)), (1,), omega=identity(2))
     upstream = [[Q(1), Q(1)]]
     call = check.lmht(impl, case, gradient=True)

@@ -78,7 +78,10 @@ def test_expected_difference_of_the_implementation(impl: Loaded) -> None:
         middles = [float(L * (low + high) / 2) / 2 for low, high in cells(L * T)]
         call = neuron(impl, torch.tensor(middles, dtype=torch.float64).expand(T, -1), L, theta=0.5)
         counts = [round(count) for count in (call.result.sum(0) / 0.5).tolist()]
-        assert counts == neuron_counts(L, T), f"L = {L}, T = {T}\n{call.source}"
+        expected = neuron_counts(L, T)
+        assert counts == expected, (
+            f"L = {L}, T = {T}: spikes {counts} over the cells of x, not {expected}\n{call.source}"
+        )
         assert expectation(counts, uniform) == Q(1, 2)
     for Tq in LEVELS:
         middles = [float((low + high) / 2) for low, high in cells(Tq)]

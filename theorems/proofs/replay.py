@@ -1,4 +1,4 @@
-"""A solver's counterexample, run again on the implementation under test, in floats that hold it exactly."""
+"""A solver's counterexample, run again on the library's eager neuron, in floats that hold it exactly: it is about the equations."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import pytest
 
-from theorems.impl import Implementation
+from theorems.impl import eager
 from theorems.proofs.equations import SIZES, mht_count, thresholds_reached, unrolled
 from theorems.proofs.replay import emitted
 from theorems.proofs.solver import Term, prove, refute, smallest_counterexample, z3
@@ -112,9 +112,7 @@ def test_unrolled(levels: int, steps: int) -> None:
 @pytest.mark.statement(COROLLARY, precondition=PAPER, how="necessity: z3 finds a counterexample, replayed in floats")
 @pytest.mark.parametrize("levels", [1, 2, 4])
 @pytest.mark.parametrize("dropped", ["v(0) = 0", "I(1) = ... = I(T)", "lambda = 1"])
-def test_without_one_condition(
-    levels: int, dropped: str, impl: Implementation, counterexample: Callable[[str], None]
-) -> None:
+def test_without_one_condition(levels: int, dropped: str, counterexample: Callable[[str], None]) -> None:
     """T = 4, where the region leaves something out. Uniform currents: "equal" and "in the region" must come apart; uneven
     ones: every I(t) is in the region of the same k, and the spikes differ all the same."""
     steps, leak = 4, Fraction(1, 2) if dropped == "lambda = 1" else Fraction(1)
@@ -134,7 +132,7 @@ def test_without_one_condition(
     start = [v0 >= 0, v0 < 1] if dropped == "v(0) = 0" else [v0 == 0]
     begin, *values = smallest_counterexample(equal == inside, [v0, *currents], under=start)
 
-    got = emitted(impl, levels=levels, v0=begin, currents=values, leak=leak)
+    got = emitted(eager, levels=levels, v0=begin, currents=values, leak=leak)
     predicted = any(
         all((k == 0 or x >= k) and (k == levels or x < k + Fraction(1, steps)) for x in values)
         for k in range(levels + 1)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from theorems.impl import Implementation
+from theorems.impl import eager
 from theorems.proofs.equations import REGIONS, if_count, mht_count, region_a, region_b, thresholds_reached, unrolled
 from theorems.proofs.replay import show
 from theorems.proofs.solver import prove, refute, smallest_counterexample, z3
@@ -124,10 +124,10 @@ class TestExactlyTheClosedInterval:
     ("dropped", "outside"), [("v(t-1) >= 0", u < 0), ("v(t-1) < theta", u >= 1)], ids=["below-0", "above-theta"]
 )
 def test_without_its_precondition(
-    levels: int, dropped: str, outside: z3.BoolRef, impl: Implementation, counterexample: Callable[[str], None]
+    levels: int, dropped: str, outside: z3.BoolRef, counterexample: Callable[[str], None]
 ) -> None:
     spikes, _ = unrolled([d] * levels, 1, u)
     claim = z3.Sum(spikes) == thresholds_reached(u + levels * d, levels)
     v0, current = smallest_counterexample(claim, [u, d], under=[outside])
     report = counterexample if levels == 2 else print
-    show(impl, report, f"{dropped} dropped", levels=levels, v0=v0, currents=[levels * current])
+    show(eager, report, f"{dropped} dropped", levels=levels, v0=v0, currents=[levels * current])

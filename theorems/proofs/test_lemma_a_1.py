@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from theorems.impl import Implementation
+from theorems.impl import eager
 from theorems.proofs.equations import SIZES, if_count, mht_count, unrolled
 from theorems.proofs.solver import prove, refute, smallest_counterexample, z3
 
@@ -76,16 +76,14 @@ CONDITIONS = {
 @pytest.mark.statement(LEMMA, precondition=PAPER, how="necessity: z3 finds a counterexample, replayed in floats")
 @pytest.mark.parametrize("dropped", CONDITIONS)
 @pytest.mark.parametrize("levels", [1, 2, 4])
-def test_without_one_condition(
-    dropped: str, levels: int, impl: Implementation, counterexample: Callable[[str], None]
-) -> None:
+def test_without_one_condition(dropped: str, levels: int, counterexample: Callable[[str], None]) -> None:
     kept = [condition for name, condition in CONDITIONS.items() if name != dropped]
     if not dropped.startswith("lambda"):
         kept.append(leak == 1)
     now = after(i, L)
     found = smallest_counterexample(z3.And(now >= 0, now < 1), [v, i, leak], under=[*kept, levels == L])
     v0, current, lam = found
-    _, potentials = impl.mht(
+    _, potentials = eager.mht(
         torch.tensor([[float(current)]], dtype=torch.float64), levels=levels, theta=1.0, leak=float(lam), v0=float(v0)
     )
     got = Fraction(float(potentials[0, 0]))

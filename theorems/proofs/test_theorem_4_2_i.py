@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import pytest
 
-from theorems.impl import Implementation
+from theorems.impl import eager
 from theorems.proofs.equations import SIZES, mht_count, region_a, region_b, unrolled
 from theorems.proofs.replay import show
 from theorems.proofs.solver import Term, prove, refute, smallest_counterexample, z3
@@ -113,22 +113,20 @@ V0, D1, D2 = z3.Reals("v0 d1 d2")
     ids=["range", "below", "above"],
 )
 def test_without_a_region(
-    levels: int, dropped: str, kept: list[z3.BoolRef], impl: Implementation, counterexample: Callable[[str], None]
+    levels: int, dropped: str, kept: list[z3.BoolRef], counterexample: Callable[[str], None]
 ) -> None:
     """One condition may go, as proved above; when a potential and a current leave A and B together, the theorem fails."""
     v0, *parts = smallest_counterexample(statement(levels, V0, [D1, D2]), [V0, D1, D2], under=kept)
     report = counterexample if levels == 2 else print
-    show(impl, report, f"{dropped} dropped", levels=levels, v0=v0, currents=[levels * part for part in parts])
+    show(eager, report, f"{dropped} dropped", levels=levels, v0=v0, currents=[levels * part for part in parts])
 
 
 @pytest.mark.statement(THEOREM, precondition=PAPER, how="necessity: z3 finds a counterexample, replayed in floats")
 @pytest.mark.parametrize("levels", [2, 3, 4, 8])
-def test_without_lambda_1_and_without_i_not_negative(
-    levels: int, impl: Implementation, counterexample: Callable[[str], None]
-) -> None:
+def test_without_lambda_1_and_without_i_not_negative(levels: int, counterexample: Callable[[str], None]) -> None:
     """lambda > 1 carries a potential below theta above it, and a negative current then separates the neurons."""
     leak = Fraction(5, 4)  # inside the learned leak's (1/2, 3/2)
     u = z3.Q(leak.numerator, leak.denominator) * V0
     v0, part = smallest_counterexample(statement(levels, u, [D1]), [V0, D1], under=[V0 >= 0, V0 < 1, D1 < 1])
     report = counterexample if levels == 2 else print
-    show(impl, report, "lambda = 1 and I >= 0 dropped", levels=levels, v0=v0, currents=[levels * part], leak=leak)
+    show(eager, report, "lambda = 1 and I >= 0 dropped", levels=levels, v0=v0, currents=[levels * part], leak=leak)

@@ -11,7 +11,7 @@ from math import floor
 
 import pytest
 
-from theorems.impl import Implementation
+from theorems.impl import eager
 from theorems.proofs.equations import SIZES, mht_count, thresholds_reached, unrolled
 from theorems.proofs.replay import emitted
 from theorems.proofs.solver import prove, refute, smallest_counterexample, z3
@@ -144,9 +144,7 @@ class TestExactlyTheClosedInterval:
 @pytest.mark.statement(THEOREM, precondition=PAPER, how="necessity: z3 finds a counterexample, replayed in floats")
 @pytest.mark.parametrize("levels", [1, 2, 4])
 @pytest.mark.parametrize("dropped", ["v(0) >= 0", "v(0) < theta", "I(1) = ... = I(T)", "lambda = 1"])
-def test_without_one_condition(
-    levels: int, dropped: str, impl: Implementation, counterexample: Callable[[str], None]
-) -> None:
+def test_without_one_condition(levels: int, dropped: str, counterexample: Callable[[str], None]) -> None:
     first, second = z3.Reals("first second")
     kept = {"v(0) >= 0": v0 >= 0, "v(0) < theta": v0 < 1, "I(1) = ... = I(T)": first == second}
     kept.pop(dropped, None)
@@ -157,7 +155,7 @@ def test_without_one_condition(
     broken = s1 + s2 == thresholds_reached(v0 + first + second, 2 * levels)
     start, *currents = smallest_counterexample(broken, [v0, first, second], under=[*kept.values()])
 
-    got = emitted(impl, levels=levels, v0=start, currents=currents, leak=leak)
+    got = emitted(eager, levels=levels, v0=start, currents=currents, leak=leak)
     predicted = min(max(floor(start + sum(currents)), 0), 2 * levels)
     assert sum(got) != predicted
     text = (

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import pytest
 
-from theorems.impl import Implementation
+from theorems.impl import eager
 from theorems.proofs.equations import SIZES, mht_count, region_a, region_b, thresholds_reached, unrolled
 from theorems.proofs.replay import show
 from theorems.proofs.solver import prove, refute, smallest_counterexample, z3
@@ -142,7 +142,6 @@ def test_outside_both_regions(
     levels: int,
     dropped: str,
     outside: tuple[z3.BoolRef, z3.BoolRef],
-    impl: Implementation,
     counterexample: Callable[[str], None],
 ) -> None:
     """The two corners that A and B leave out, each with a learned leak: ``lambda = 5/4``."""
@@ -151,7 +150,7 @@ def test_outside_both_regions(
     claim = z3.Sum(spikes_if) == thresholds_reached(u + levels * d, levels)
     v0, part = smallest_counterexample(claim, [v, d], under=[4 * u == 5 * v, *outside])
     report = counterexample if levels == 2 else print
-    show(impl, report, dropped, levels=levels, v0=v0, currents=[levels * part], leak=factor)
+    show(eager, report, dropped, levels=levels, v0=v0, currents=[levels * part], leak=factor)
 
 
 @pytest.mark.statement(

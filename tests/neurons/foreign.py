@@ -1,0 +1,61 @@
+"""Neurons as people bring them: some follow another convention, some can't be asked at all."""
+
+import torch
+from torch import Tensor
+
+from tests.neurons.broken import HardReset, Neuron, RoundForFloor, _Right
+
+
+class NeverReset(Neuron):
+    """Keeps its potential from call to call, whatever v0 says, until the shape changes."""
+
+    v: Tensor | None = None
+
+    def start(self, x: Tensor, v0: float | Tensor) -> Tensor:
+        return self.v if self.v is not None and self.v.shape == x.shape[1:] else super().start(x, v0)
+
+    def reset(self, m: Tensor, s: Tensor, theta: float) -> Tensor:
+        self.v = super().reset(m, s, theta).detach()
+        return super().reset(m, s, theta)
+
+
+class AlwaysRaises:
+    name = "always raises"
+
+    def mht(self, *args: object, **kwargs: object) -> None:
+        raise NotImplementedError("later")
+
+    integrate_and_fire = lmht = qcfs = mht
+
+
+class ClampedQCFS(Neuron):
+    """``torch.clamp`` as it is from 2.14 on, whatever the version: no gradient at the clip's bounds."""
+
+    def passes(self, level: Tensor, levels: int) -> Tensor:
+        return (level > 0) & (level < levels)
+
+
+class SigmoidSurrogate(Neuron):
+    def surrogate(self, s: Tensor, m: Tensor, theta: float, levels: int) -> Tensor:
+        slope = torch.stack([torch.sigmoid(4 * (m / theta - k)) for k in range(1, levels + 1)]).sum(0) * theta
+        return s * theta + (slope - slope.detach())
+
+
+class WrongShape(Neuron):
+    def narrow(self, value: Tensor, x: Tensor) -> Tensor:
+        return super().narrow(value, x).sum(0)
+
+
+class NoLevels:
+    """A missing argument."""
+
+    def mht(self, current: Tensor, *, theta: float) -> tuple[Tensor, Tensor]:
+        return current, current
+
+
+class NeedsAnObject(_Right):
+    """Passed as it is: a class."""
+
+
+never_reset, always_raises, hard_reset, rounds = NeverReset(), AlwaysRaises(), HardReset(), RoundForFloor()
+clamped, sigmoid, wrong_shape, no_levels = ClampedQCFS(), SigmoidSurrogate(), WrongShape(), NoLevels()

@@ -1,0 +1,38 @@
+"""``lmht-theorems MODULE:OBJECT`` (or ``python -m theorems``): the suite, for anyone's neuron, from any directory."""
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+USAGE = """usage: lmht-theorems MODULE:OBJECT [options of pytest]
+       lmht-theorems --statements
+
+Asks the object every statement of the paper: one line a statement, one failure a statement.
+  --statement NAME   only this one; may be repeated
+  --no-gradients     ask for no gradient
+  --report FILE      write the verdicts as Markdown
+  -n 4               on so many processes
+  --tb=long          every failure as pytest prints it"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code of pytest: 0 if every statement that was asked holds."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0 if arguments else 2
+    if missing := [name for name in ("pytest", "hypothesis", "xdist") if find_spec(name) is None]:
+        print(f"lmht-theorems needs {', '.join(missing)}: pip install 'lmht[theorems]'", file=sys.stderr)
+        return 2
+    import pytest
+
+    if not arguments[0].startswith("-"):
+        arguments = ["--impl", *arguments]
+    # Nothing of the caller's own pytest configuration has a say, and nothing is left in the caller's directory.
+    alone = ["-c", os.devnull, "--rootdir", os.getcwd(), "-p", "no:cacheprovider", "-p", "theorems.plugin", "-q"]
+    return int(pytest.main([*alone, *arguments, str(Path(__file__).parent)]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
