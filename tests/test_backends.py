@@ -12,16 +12,14 @@ from lmht.kernels import compiled
 
 @pytest.mark.parametrize("backend", ["compiled", "triton"])
 def test_theorems(backend: str) -> None:
-    """In a process of its own, as Triton reads the variable when it is imported; the proofs are not about an implementation."""
+    """In a process of its own, as Triton reads the variable when it is imported."""
     if backend == "triton":
         pytest.importorskip("triton")
     elif not compiled.available():
         pytest.skip("no C++ compiler")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    runs: list[tuple[list[str], dict[str, str]]] = [
-        (["theorems", "--ignore=theorems/proofs", "--impl", f"lmht.kernels.impl:{backend}"], {})
-    ]
+    runs: list[tuple[list[str], dict[str, str]]] = [(["theorems", "--impl", f"lmht.kernels.impl:{backend}"], {})]
     if backend == "compiled":  # whole networks take the interpreter many minutes
         runs.append((["theorems/test_networks.py"], {"LMHT_BACKEND": backend}))
     for what, chosen in runs:

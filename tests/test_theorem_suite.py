@@ -215,9 +215,41 @@ def test_report(theorems: Callable[..., Run], tmp_path: Path) -> None:
     broken = tmp_path / "broken.md"
     theorems(chosen[0], "--report", str(broken), "--impl", "tests.neurons.broken:NegativeSpikes_neuron")
     assert "FAILS: test_lemma_4_1.py::test_multi_level_step" in broken.read_text()
-    assert (
-        "| Lemma 4.1 | one M-HT step emits what L IF steps with I/L emit |  | the neuron: FAILS |" in broken.read_text()
+    assert "| Lemma 4.1 | one M-HT step emits what L IF steps with I/L emit | the neuron: FAILS |" in broken.read_text()
+
+
+def test_statements_are_listed_and_chosen(theorems: Callable[..., Run]) -> None:
+    run = theorems("theorems", "--statements")
+    assert run.code == pytest.ExitCode.OK, run.output
+    assert [line for line in run.output.splitlines() if line[:24].strip() in STATEMENTS][4].startswith("Eq. 7 (LM-HT) ")
+    run = theorems("theorems", "--statement", "lemma a.1", "--impl", "theorems.impl:eager")
+    assert verdicts(run.output) == {"Lemma A.1": "holds"}
+    run = theorems("theorems", "--statement", "Theorem 5")
+    assert run.code == pytest.ExitCode.USAGE_ERROR, run.output
+    assert "'Theorem 5' is no statement; --statements lists them" in run.output
+
+
+def test_no_gradients(theorems: Callable[..., Run]) -> None:
+    """A neuron without any is not blamed for it; without the option it is."""
+    arguments = (
+        "theorems",
+        "--statement",
+        "Conventions",
+        "--statement",
+        "Eqs. 8-9",
+        "--impl",
+        "tests.neurons.foreign:inference",
     )
+    assert verdicts(theorems(*arguments, "-x").output)["Eqs. 8-9 (gradients)"] == "FAILS"
+    run = theorems(*arguments, "--no-gradients")
+    assert run.code == pytest.ExitCode.OK, run.output
+    assert verdicts(run.output) == {"Conventions": "holds", "Eqs. 8-9 (gradients)": "not asked"}
+
+
+def test_what_a_fresh_neuron_does_otherwise_is_said(theorems: Callable[..., Run]) -> None:
+    run = theorems("theorems/test_contract.py", "-k", "test_mht", "-x", "--impl", "tests.neurons.foreign:tires")
+    assert run.code == pytest.ExitCode.TESTS_FAILED, run.output
+    assert "not repeatable: a freshly loaded neuron answers otherwise" in run.output
 
 
 def test_every_test_names_its_statement(theorems: Callable[..., Run]) -> None:

@@ -53,9 +53,8 @@ class Call:
     def repeats(self) -> bool:
         """Whether a freshly loaded implementation gives the same result; where it can't be loaded again, nothing is said."""
         try:
-            again = getattr(self.impl.fresh(), self.method)(
-                **{name: copied(value) for name, value in self.given.items()}
-            )
+            x, *rest = ((name, copied(value)) for name, value in self.given.items())
+            again = getattr(self.impl.fresh(), self.method)(x[1], **dict(rest))
             parts = [part if isinstance(part, tuple | list) else (part,) for part in (self.result, again)]
             return all(torch.equal(a, b) for a, b in zip(*parts, strict=True))
         except Exception:
@@ -69,6 +68,10 @@ class Call:
         arguments = ", ".join([x[1], *(f"{name}={text}" for name, text in rest)])
         call = f"Loaded({self.impl.target!r}).{self.method}({arguments})"
         lines = ["import torch; from theorems.impl import Loaded"]
+        if not self.repeats:
+            lines.append(
+                "# not repeatable: a freshly loaded neuron answers otherwise, so it depends on what was called before"
+            )
         lines += [f"{name} = {literal(given[name])}" for name in leaves]
         if self.upstream is None:
             return "\n".join([*lines, f"print({call})"])
@@ -200,10 +203,6 @@ def message(
     for key, (expected, got) in parts.items():
         lines.append(line(key, f"expected {train(expected)}"))
         lines.append(line("", f"got      {train(got)}"))
-    if not all(call.repeats for call in calls):
-        lines.append(
-            "  not repeatable: a freshly loaded neuron answers otherwise, so it depends on what was called before"
-        )
     return "\n".join([*lines, "reproduce:", *(call.source for call in calls)])
 
 

@@ -1,5 +1,7 @@
 """Neurons as people bring them: some follow another convention, some can't be asked at all."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,21 @@ class SigmoidSurrogate(Neuron):
         return s * theta + (slope - slope.detach())
 
 
+class Inference(Neuron):
+    def lmht(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super().lmht(*args, **kwargs).detach()
+
+
+class Tires(Neuron):
+    """Right for its first two hundred calls."""
+
+    calls = 0
+
+    def start(self, x: Tensor, v0: float | Tensor) -> Tensor:
+        self.calls += 1
+        return super().start(x, v0) + (self.calls > 200)
+
+
 class WrongShape(Neuron):
     def narrow(self, value: Tensor, x: Tensor) -> Tensor:
         return super().narrow(value, x).sum(0)
@@ -59,3 +76,4 @@ class NeedsAnObject(_Right):
 
 never_reset, always_raises, hard_reset, rounds = NeverReset(), AlwaysRaises(), HardReset(), RoundForFloor()
 clamped, sigmoid, wrong_shape, no_levels = ClampedQCFS(), SigmoidSurrogate(), WrongShape(), NoLevels()
+inference, tires = Inference(), Tires()
