@@ -76,7 +76,7 @@ def test_the_suite_for_a_neuron_of_another_project(wheel: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "about the neuron (mine)" in done.stdout
     assert "integrate_and_fire not provided" in done.stdout
-    others = {"__pycache__", ".benchmarks"}  # Python's and pytest-benchmark's
+    others = {"__pycache__", ".benchmarks", ".hypothesis"}  # Python's, pytest-benchmark's and Hypothesis's caches
     assert {path.name for path in tmp_path.iterdir()} - others == {"mine.py", "pytest.ini"}
     (tmp_path / "pytest.ini").unlink()
     plain = [

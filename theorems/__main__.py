@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     if not arguments[0].startswith("-"):
         arguments = ["--impl", *arguments]
-    # Nothing of the caller's own pytest configuration has a say, and nothing is left in the caller's directory.
+    # Nothing of the caller's own pytest configuration has a say.
     alone = ["-c", os.devnull, "--rootdir", os.getcwd(), "-p", "no:cacheprovider", "-p", "theorems.plugin", "-q"]
     return int(pytest.main([*alone, *arguments, str(Path(__file__).parent)]))
 
