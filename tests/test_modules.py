@@ -355,7 +355,7 @@ def test_wrappers_are_looked_through(wrap: Callable[[nn.Module], nn.Module], one
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_parts_that_are_compiled() -> None:
-    data, ann = images(LINE), around(nn.Linear(6, 5), LINE, lambda: QCFS(4, 1.0))
+    data, ann = images(LINE), around(nn.Sequential(nn.Linear(6, 5)), LINE, lambda: QCFS(4, 1.0))
     expected = ann(data)
     ann[2].compile()
     close(to_lmht(ann, 2, 2)(data), expected)
@@ -436,6 +436,12 @@ def test_linear_operations_are_followed(name: str) -> None:
     close(to_lmht(ann, 2, 2)(data), ann(data))
     check_twin(snn, data, differs=True)
     assert set(count_operations(snn, data).macs) == {"module.first"}
+
+
+def test_a_spike_that_goes_several_ways_counts_on_each_whatever_its_sign_and_factor() -> None:
+    (_, snn), data = between(RIGHT["sum"]), images((6,))
+    arriving = sum(float(counts.sum()) for counts in spikes(snn, data, 2)["module.one"])
+    assert count_operations(snn, data).sops["module.second"] == 3 * arriving * 6 / len(data)
 
 
 @pytest.mark.parametrize("name", OFFSET)
