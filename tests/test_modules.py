@@ -385,7 +385,10 @@ RIGHT: dict[str, Callable[[Between, Tensor], Tensor]] = {
     "sum": lambda m, x: x + x * 0.5 - x / 4,
     "parameter as a factor": lambda m, x: x * m.position,
     "axes": lambda m, x: x.unsqueeze(1).permute(0, 2, 1).transpose(1, 2).flatten(1),
-    "parts": lambda m, x: torch.cat(x.chunk(2, 1), 1) + torch.stack(torch.split(x, 3, 1), 1).flatten(1),
+    "parts": lambda m, x: (
+        torch.cat([x.chunk(2, 1)[1], torch.split(x, 3, 1)[0]], 1)
+        + torch.stack([x.split(3, 1)[0], torch.chunk(x, 2, 1)[0]], 1).flatten(1)
+    ),
     "shape": lambda m, x: x.reshape(x.size(0), 2, -1).view(x.shape[0], 6),
     "interpolation": lambda m, x: F.interpolate(x[:, None, :3], scale_factor=2.0)[:, 0],
     "padding": lambda m, x: F.pad(x[:, 1:-1], (1, 1)),
