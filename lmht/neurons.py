@@ -67,13 +67,18 @@ class Neuron(nn.Module):
         """:meth:`constants` as one float64 tensor, so that whatever walks a state dict finds tensors only."""
         return torch.tensor(self.constants(), dtype=torch.float64, device="cpu")
 
-    def set_extra_state(self, state: Tensor) -> None:
+    def set_extra_state(self, state: Tensor | dict[str, float]) -> None:
         """Take theta, v(0) and the like from a checkpoint.
+
+        The first runs' checkpoints hold a dict of L, T, theta and v(0); what they lack stays as the neuron was made.
 
         Raises:
             ValueError: it is of another kind of neuron, L or T, or it has no values (meta device).
         """
         wanted = len(self.constants())
+        if isinstance(state, dict):
+            kept = [state[name] for name in ("levels", "steps", "theta", "v0")]
+            state = torch.tensor([*kept, *self.constants()[4:]], dtype=torch.float64)
         if not isinstance(state, Tensor) or state.shape != (wanted,) or functional.symbolic(state):
             raise ValueError(f"checkpoint's entry for a {type(self).__name__} must be {wanted} numbers, got {state!r}")
         levels, steps, *rest = state.tolist()

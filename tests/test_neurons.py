@@ -94,6 +94,14 @@ def test_what_is_not_learned_travels_with_the_checkpoint() -> None:
         assert (mht.theta, mht.v0, mht.leak, mht.temporal_gradient) == (0.3, 0.1, 0.7, False)
 
 
+def test_checkpoints_of_the_first_runs_are_read() -> None:
+    neuron = lmht.LIF(3, leak=0.7, temporal_gradient=False)
+    neuron.load_state_dict({"_extra_state": {"levels": 1, "steps": 3, "theta": 0.3, "v0": 0.1}})
+    assert (neuron.theta, neuron.v0, neuron.leak, neuron.temporal_gradient) == (0.3, 0.1, 0.7, False)
+    with pytest.raises(ValueError, match="checkpoint has L = 1, T = 2"):
+        neuron.load_state_dict({"_extra_state": {"levels": 1, "steps": 2, "theta": 0.3, "v0": 0.1}})
+
+
 def test_a_state_dict_holds_tensors_only() -> None:
     """What walks it (averaging, counting parameters, export) may do arithmetic on every entry."""
     for neuron in NEURONS:
