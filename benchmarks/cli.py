@@ -41,6 +41,19 @@ def fail(error: Exception) -> typer.Exit:
     return typer.Exit(1)
 
 
+def show_rows(store: Store, profile: spec.Profile) -> None:
+    """Each table's experiment shows all rows that have runs, also those whose run another table's experiment holds."""
+    try:
+        store.show_rows(
+            {
+                table: [spec.resolve(row, profile) for row in rows if row.dataset in profile.datasets]
+                for table, rows in selection(None).items()
+            }
+        )
+    except StoreError as error:
+        raise fail(error) from error
+
+
 def say(text: str, mark: str = "", colour: str = "yellow", where: Console = console) -> None:
     """Print a line from anywhere, as it is, behind a coloured mark."""
     where.print(Text.assemble((mark, colour), " " * bool(mark), text), highlight=False, soft_wrap=True)
@@ -130,6 +143,7 @@ def run(
     for reason in sorted(set(failed.values())):
         cells = sum(r == reason for r in failed.values())
         say(f"({cells} cells): {reason}", "not run")
+    show_rows(store, chosen)
     compare_with_committed(profile, store, {job.key for job in work})
     if failed:
         raise typer.Exit(1)
@@ -391,9 +405,10 @@ def import_(
 
     path = record_of(profile, file)
     try:
-        spec.load_profile(profile)
+        chosen, store = spec.load_profile(profile), Store(profile)
         records = record.load(path)
-        taken = Store(profile).take_in(records)
+        taken = store.take_in(records)
+        show_rows(store, chosen)
     except (spec.SpecError, StoreError, record.RecordError) as error:
         raise fail(error) from error
     say(f"{taken} of {len(records)} runs taken in from {path}")

@@ -473,6 +473,28 @@ class Store:
                 if parent.info.status != "FINISHED" or parent.data.tags.get("seeds", "0") != str(len(mine)):
                     self._close(parent.info.run_id, mine)
 
+    def show_rows(self, cells: dict[str, list[Cell]]) -> None:
+        """In the experiment of each table, a run of kind ``row`` with the means of each cell whose seeds lie in another one."""
+        with explained(self.uri):
+            parents = {run.data.tags["cell"]: run for run in self._search("tags.kind = 'cell'")}
+            shown = {(run.info.experiment_id, run.data.tags["cell"]): run for run in self._search("tags.kind = 'row'")}
+            for table, some in cells.items():
+                for cell in {one.hash: one for one in some}.values():
+                    parent = parents.get(cell.hash)
+                    if parent is None or parent.data.tags.get("seeds", "0") == "0":
+                        continue
+                    experiment = self._experiment(table)
+                    there = shown.get((experiment, cell.hash))
+                    if parent.info.experiment_id == experiment or (there and there.data.metrics == parent.data.metrics):
+                        continue
+                    tags = {"kind": "row", "cell": cell.hash, "profile": self.profile, "mlflow.runName": cell.name}
+                    tags["mlflow.note.content"] = f"{cell.name}. Its seeds are logged under run {parent.info.run_id}."
+                    run_id = (there or self.client.create_run(experiment, tags=tags)).info.run_id
+                    if not there:
+                        self._log_params(run_id, flatten(cell.model_dump()))
+                    self._log(run_id, parent.data.metrics, 0)
+                    self.client.set_terminated(run_id)
+
     def _close(self, parent: str, seeds: list[Run]) -> None:
         means = pd.DataFrame([run.data.metrics | {"seconds": seconds(run)} for run in seeds]).mean().dropna()
         self._log(parent, {f"mean/{key}": value for key, value in means.items()}, len(seeds))

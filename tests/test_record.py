@@ -72,6 +72,22 @@ def test_store_to_file_to_store_and_back_gives_the_same_bytes(
     assert list(Store("digits").failures().values()) == ["the loss is nan"]
 
 
+def test_each_tables_experiment_shows_the_rows_that_it_shares(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 1 of Table 1, on digits the IF baseline of Table 3, too, stands in both experiments, after a run and after an import."""
+    assert CliRunner().invoke(app, ["export", "runs.jsonl"]).exit_code == 0
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri.replace("m.db", "other.db"))
+    for _ in range(2):  # a second time changes nothing
+        done = CliRunner().invoke(app, ["import", "runs.jsonl"])
+        assert done.exit_code == 0, done.output
+        client = Store("digits").client
+        experiment = client.get_experiment_by_name("digits/table3")
+        assert experiment is not None
+        (row,) = client.search_runs([experiment.experiment_id])
+        assert (row.data.tags["kind"], row.info.status) == ("row", "FINISHED")
+        assert row.data.tags["mlflow.runName"] == "ResNet-18 IF L=1 T=4 on digits"
+        assert row.data.metrics["mean/test/final"] == 50.0
+
+
 def test_an_export_never_loses_a_run(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "runs.jsonl"
     assert CliRunner().invoke(app, ["export", str(path)]).exit_code == 0
