@@ -246,7 +246,7 @@ def report(
             if not records:
                 Store(profile).log_report(out / profile, out / "figures")
                 compare_with_committed(profile, Store(profile))
-    except (spec.SpecError, StoreError, RecordError) as error:
+    except (spec.SpecError, StoreError, RecordError, OSError) as error:
         raise fail(error) from error
     say(f"written: {out / ('latency-*' if what == 'latency' else profile)}")
 
@@ -389,7 +389,7 @@ def export_(
                 f"`python -m benchmarks import {path} --profile {profile}` takes them in first"
             )
         files.write_text(path, record.dumps(ours))
-    except (spec.SpecError, StoreError, record.RecordError) as error:
+    except (spec.SpecError, StoreError, record.RecordError, OSError) as error:
         raise fail(error) from error
     say(f"{len(ours)} runs written: {path}")
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from rich.table import Table
 from typer.testing import CliRunner
 
 from benchmarks import cli, spec
@@ -52,6 +53,10 @@ def test_none_at_all_is_no_number_of_seeds_or_jobs(option: str) -> None:
 def test_what_libraries_say_is_printed_whole(capsys: pytest.CaptureFixture[str]) -> None:
     cli.say("expected [2, 3], got [/tmp/x] and [bold]", "failed")
     assert capsys.readouterr().out.strip() == "failed expected [2, 3], got [/tmp/x] and [bold]"
+    view = Table("label")
+    view.add_row("[/] and [bold]")
+    cli.console.print(view)
+    assert "[/] and [bold]" in capsys.readouterr().out
 
 
 def test_bars_show_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,3 +206,14 @@ def test_no_text_on_the_command_line_is_a_traceback(option: str, text: str) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "Store", never)
         assert invoke("run", "table1", option, text)[0] in (1, 2)
+
+
+def test_a_place_that_cannot_be_written_to_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_database, tmp_path / 'm.db')}")
+    code, output = invoke("export", str(tmp_path / "file" / "runs.jsonl"))
+    assert code == 1
+    assert "error: [Errno" in output
+    assert f"{tmp_path}/file" in output.replace(" ", "")
