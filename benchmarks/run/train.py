@@ -128,7 +128,8 @@ def _in_processes(work: Work, devices: int, stopping: Callable[[], bool]) -> Ite
 
 
 def _rank(rank: int, work: Work, devices: int, port: int, events: Any, halt: Any) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent's to answer: all processes stop at the same update
+    # these are the parent's to answer: all processes stop at the same update
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     cell: Cell = work[0]
