@@ -126,17 +126,19 @@ def neuron() -> Figure:
     )
     assert torch.equal(one_level.unflatten(0, (steps, levels)).sum(1), spikes)
 
-    figure = Figure(figsize=(8.6, 2.5))
+    figure = Figure(figsize=(10.4, 2.3), layout="none")  # the solver of constrained layouts varies in the last bit
     given, matrix, potential, binary = figure.subplots(1, 4, width_ratios=[1, 1.1, 1.5, 1.5])
+    figure.subplots_adjust(wspace=0.3)
     t = np.arange(1, steps + 1)
     given.bar(t, x, color=GREY, width=0.6)
     given.set(title="input x(t)", xlabel="step t", xticks=t, ylabel="charge / θ")
-    matrix.imshow(omega, cmap="Blues", vmin=0, vmax=1.2)
+    matrix.pcolormesh(omega, cmap="Blues", vmin=0, vmax=1.2)
+    matrix.invert_yaxis()
     for i, j in itertools.product(range(steps), range(steps)):
-        matrix.text(j, i, f"{float(omega[i, j]):g}", ha="center", va="center", fontsize=7)
-    matrix.set(title="T-GIM: I = Ω x", xlabel="from step", ylabel="to step", xticks=range(steps), yticks=range(steps))
-    matrix.set_xticklabels(t)
-    matrix.set_yticklabels(t)
+        matrix.text(j + 0.5, i + 0.5, f"{float(omega[i, j]):g}", ha="center", va="center", fontsize=7)
+    matrix.set(title="T-GIM: I = Ω x", xlabel="from step", ylabel="to step")
+    matrix.set_xticks(t - 0.5, t)
+    matrix.set_yticks(t - 0.5, t)
     potential.bar(t, before, color=SKY, width=0.6, label="before firing")
     potential.bar(t, after, color=BLUE, width=0.6, label="after the soft reset")
     for level in range(1, levels + 1):
@@ -145,14 +147,14 @@ def neuron() -> Figure:
     for step, count in zip(t, spikes, strict=True):
         potential.text(step, float(before[step - 1]) + 0.06, f"s = {int(count)}", ha="center", fontsize=8)
     potential.set(
-        title="two thresholds: s(t) in {0, 1, 2}", xlabel="step t", xticks=t, ylim=(0, 3.1), xlim=(0.4, steps + 0.6)
+        title="two thresholds: s in {0, 1, 2}", xlabel="step t", xticks=t, ylim=(0, 3.4), xlim=(0.4, steps + 0.6)
     )
-    potential.legend(loc="upper left", fontsize=7, ncols=2)
+    potential.legend(loc="upper left", fontsize=7)
     places = np.flatnonzero(one_level.numpy()) + 1
     binary.vlines(places, 0.1, 0.9, color=BLUE, lw=3)
     for edge in range(levels, levels * steps, levels):
         binary.axvline(edge + 0.5, color="#cccccc", lw=1)
-    binary.set(title="one level over L·T = 8 sub-steps", xlabel="sub-step", xticks=range(1, levels * steps + 1))
+    binary.set(title="one level, L·T = 8 steps", xlabel="sub-step", xticks=range(1, levels * steps + 1))
     binary.set(ylim=(0, 1), yticks=[], xlim=(0.4, levels * steps + 0.6))
     for axes in (matrix, binary):
         axes.grid(False)
