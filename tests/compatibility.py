@@ -164,8 +164,8 @@ torch 2.13, 0 since 2.14. So the window in which gradients pass shrinks from [-1
 Tq = 1 nothing is left of it. `lmht.QCFS` has the window written out, and does not depend on the version; the remedy for other code
 is the same: a mask of one's own on the gradient.
 
-The same training with either form, test accuracy in % (digits, mean of three seeds; at Tq = 1 another rounding of a sum alone moves
-a seed by several points, as our own column shows):
+The same training with either form, test accuracy in % (digits, mean of three seeds). Tq = 2 shows it best: at Tq = 1 trainings are
+unstable, and another rounding of a sum moves a seed by tens of points, with our form too:
 
 {clamps}
 """
