@@ -126,7 +126,8 @@ def neuron() -> Figure:
     )
     assert torch.equal(one_level.unflatten(0, (steps, levels)).sum(1), spikes)
 
-    figure = Figure(figsize=(10.4, 2.3), layout="none")  # the solver of constrained layouts varies in the last bit
+    with matplotlib.rc_context({"figure.constrained_layout.use": False}):  # its solver varies in the last bit
+        figure = Figure(figsize=(10.4, 2.3))
     given, matrix, potential, binary = figure.subplots(1, 4, width_ratios=[1, 1.1, 1.5, 1.5])
     figure.subplots_adjust(wspace=0.3)
     t = np.arange(1, steps + 1)
