@@ -34,7 +34,7 @@ class Strict(BaseModel):
 
 
 class Recipe(Strict):
-    """How to train (SPEC section 7). ``epochs`` counts from scratch, or from the converted network when fine-tuning;
+    """How to train (the paper's appendix). ``epochs`` counts from scratch, or from the converted network when fine-tuning;
     ``epoch_images`` cuts an epoch to so many images (the next ones of a fresh shuffle each time); ``validation`` is the share of
     the training images that validates and does not train."""
 
@@ -57,7 +57,7 @@ class Recipe(Strict):
 
 
 class NeuronSpec(Strict):
-    """One activation: kind, levels L (``Tq`` for qcfs) and steps T; theta is 2/L and v(0) = 0 in direct training (SPEC 5)."""
+    """One activation: kind, levels L (``Tq`` for qcfs) and steps T; theta is 2/L and v(0) = 0 in direct training."""
 
     kind: NeuronKind
     levels: int = Field(default=1, ge=1, le=65_536)

@@ -1,4 +1,4 @@
-"""ResNet-18/19/20/34 and MS-ResNet-18/34 (SPEC of the paper's appendix: stems, stages, shortcuts)."""
+"""ResNet-18/19/20/34 and MS-ResNet-18/34 (the paper's appendix: stems, stages, shortcuts)."""
 
 from typing import Literal
 
