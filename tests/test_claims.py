@@ -205,7 +205,7 @@ def hang(begun: Any, uri: str, jobs: list[schedule.Job], tmp_path: Path) -> None
         begun.set()
         time.sleep(600)
 
-    schedule.run_cell = training  # type: ignore[assignment]
+    schedule.run_cell = training
     train(FORK.Event(), uri, jobs, tmp_path / "log")
 
 

@@ -154,7 +154,7 @@ def around(module: nn.Module, shape: tuple[int, ...], activation: Make) -> nn.Se
     except Exception:  # takes no such tensor, or more than one: to be refused
         size = 1
     after = (nn.Flatten(), nn.Linear(size, 7), activation(), nn.Linear(7, 3))
-    return filled(nn.Sequential(nn.Linear(shape[-1], shape[-1]), activation(), module, *after))  # type: ignore[return-value]
+    return filled(nn.Sequential(nn.Linear(shape[-1], shape[-1]), activation(), module, *after))
 
 
 def images(shape: tuple[int, ...], n: int = 5) -> Tensor:

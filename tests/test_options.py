@@ -63,7 +63,7 @@ def test_bars_show_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> N
     class Named:
         name = "[/] net"
 
-    job: Any = schedule.Job("table1", Named(), 42)  # type: ignore[arg-type]
+    job: Any = schedule.Job("table1", Named(), 42)
     bars = cli.Bars(1)
     bars.show(job, schedule.Note("[/a] is away"))
     bars.tasks = {}

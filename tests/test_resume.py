@@ -83,7 +83,7 @@ def test_a_hybrid_training_goes_on_with_what_was_measured_before_it(cell: spec.C
         list(events(tuned, tmp_path / "cut", stopping=lambda: next(answers), **options))
     happened = list(events(tuned, tmp_path / "cut", **options))
     assert told(happened) == whole
-    measured = happened[-1].measured  # type: ignore[union-attr]
+    measured = happened[-1].measured
     right = measured.predictions["before/accuracy"] == measured.labels
     assert 100 * right.mean() == pytest.approx(whole[1]["before/accuracy"], abs=1e-9)
 

@@ -128,7 +128,7 @@ class MultiStep(nn.Module):
         before = before if assign else copy.deepcopy(before)
         try:
             return super().load_state_dict(state_dict, strict, assign)
-        except Exception:
+        except Exception:  # whatever it was: the network is put back, and it is raised again
             super().load_state_dict(before, strict=False, assign=assign)
             raise
 
