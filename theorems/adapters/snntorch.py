@@ -23,7 +23,9 @@ class Leaky:
                 "spikes are float32, which turns half-precision potentials into float32",
                 current=[0.25], spikes=[0], v=[0.25], dtype=torch.bfloat16, v_dtype=torch.float32,
             ),
-            *([Convention("resets one step after the spike", current=[1.5, 0], spikes=[1, 0], v=[1.5, 0.5])] if delayed else []),
+            Convention("resets one step after the spike", current=[1.5, 0], spikes=[1, 0], v=[1.5, 0.5])
+            if delayed
+            else Convention("loses a spike where the reset left more than theta", current=[2.5, 0], spikes=[1, 0], v=[1.5, 1.5]),
         )  # fmt: skip
 
     def integrate_and_fire(
