@@ -1,1 +1,1 @@
-"""Other libraries' networks and neurons beside ours; each module needs its library, ``pip install lmht[interop]``."""
+"""Other libraries beside ours; each module needs its library, ``pip install lmht[interop]`` or ``lmht[nir]``."""
