@@ -111,7 +111,8 @@ class _Graph:
             self.summands[step.node] = [name]
 
     def _layer(self, step: Step) -> nir.NIRNode:
-        module, (before, *_) = step.module, map(_shape, step.inputs)
+        module: Any = step.module
+        before = _shape(step.inputs[0])
         if type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d):
             return self._synapse(step, module.weight, module.bias)
         if type(module) is nn.AvgPool2d and not module.ceil_mode and module.divisor_override is None:
