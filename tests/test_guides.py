@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-OTHER_LIBRARIES = [re.split(r"\W", line)[0] for extra in ("interop", "nir") for line in EXTRAS[extra]] + ["nirtorch"]
+OTHER_LIBRARIES = [re.split(r"\W", line)[0] for extra in ("interop", "nir", "neurobench") for line in EXTRAS[extra]] + [
+    "nirtorch"
+]
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
 
 
