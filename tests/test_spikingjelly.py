@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lmht import IF, LMHT
 from lmht.energy import count_operations
-from lmht.networks import build
+from lmht.networks import MultiStep, build
 from lmht.reparameterize import reparameterize
 from tests.dyadic import dyadic_images, make_dyadic
 
@@ -110,5 +110,10 @@ def test_theirs_in_our_networks() -> None:
     assert counted.total_sops > 0
     with pytest.raises(ValueError, match=r"FromSpikingJelly.*has dynamics of its own"):
         reparameterize(mixed)
+    alone, beside = (
+        MultiStep(nn.Sequential(neuron_, nn.Flatten(), make_dyadic(nn.Linear(192, 5))), steps=T)
+        for neuron_ in (IF(T), FromSpikingJelly(theirs(), T))
+    )
+    assert torch.equal(alone(data / 4), beside(data / 4))
     with pytest.raises(ValueError, match=r"T = 4, the network steps = 2"):
         build("VGG-13", lambda: FromSpikingJelly(theirs(), T), classes=5, steps=2, width=1 / 16)
