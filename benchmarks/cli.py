@@ -26,7 +26,9 @@ from benchmarks.record import Epoch, RecordError, Result
 from benchmarks.run.schedule import STATE_DIR, Elsewhere, Job, Note, check, jobs_of
 from benchmarks.run.schedule import run as run_jobs
 from benchmarks.run.state import Stop
-from benchmarks.run.train import StoppedError
+from benchmarks.run.together import started
+from benchmarks.run.train import StoppedError, TrainingError
+from benchmarks.run.workers import follow
 from benchmarks.store import Store, StoreError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -122,20 +124,30 @@ def run(
             raise spec.SpecError(f"profile {profile} has the data of none of these rows")
         check(work)
         parallel = jobs or (1 if device != "cpu" or chosen.devices > 1 else len(os.sched_getaffinity(0)))
-        store = Store(profile)
-        with Stop() as stop, Bars(len(work)) as bars:
-            failed = run_jobs(
-                work,
-                store,
-                parallel=min(parallel, len(work)),
-                device=device,
-                progress=bars.show,
-                root=data_root.resolve(),
-                data_workers=data_workers,
-                state_dir=state_dir,
-                stop=stop,
+        if parallel > 1 and chosen.devices > 1:
+            raise spec.SpecError(
+                f"--jobs {parallel}: with devices = {chosen.devices} a profile trains one seed at a time; "
+                "give the command again on other machines, by the same store, to train more at once"
             )
-    except (spec.SpecError, StoreError) as error:
+        with Stop() as stop, started(chosen.devices, device) as group:
+            if group and group.rank:
+                follow(group, stop)
+                return
+            store = Store(profile)
+            with Bars(len(work)) as bars:
+                failed = run_jobs(
+                    work,
+                    store,
+                    parallel=min(parallel, len(work)),
+                    device=device,
+                    progress=bars.show,
+                    root=data_root.resolve(),
+                    data_workers=data_workers,
+                    state_dir=state_dir,
+                    stop=stop,
+                    group=group,
+                )
+    except (spec.SpecError, StoreError, TrainingError) as error:
         raise fail(error) from error
     except StoppedError as stopped:
         say(f"{stopped}; the same command goes on from there")

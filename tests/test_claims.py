@@ -18,7 +18,7 @@ from mlflow.utils.time import get_current_time_millis
 
 from benchmarks import lease, spec, store
 from benchmarks.record import Epoch, Result
-from benchmarks.run import schedule
+from benchmarks.run import schedule, workers
 from benchmarks.store import ClaimedError, Store
 
 FORK = multiprocessing.get_context("fork")
@@ -184,7 +184,7 @@ def train(begun: Any, uri: str, jobs: list[schedule.Job], log: Path) -> dict[str
 def test_two_processes_share_the_seeds_and_both_end_with_all_of_them(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedule, "run_cell", quick_training)
+    monkeypatch.setattr(workers, "run_cell", quick_training)
     monkeypatch.setattr(schedule, "LOOK_EVERY", 0.1)
     rows = {"table1": spec.load_spec("table1").row[:2]}
     jobs = schedule.jobs_of(rows, spec.load_profile("digits"), 3)
@@ -205,14 +205,14 @@ def hang(begun: Any, uri: str, jobs: list[schedule.Job], tmp_path: Path) -> None
         begun.set()
         time.sleep(600)
 
-    schedule.run_cell = training
+    workers.run_cell = training
     train(FORK.Event(), uri, jobs, tmp_path / "log")
 
 
 def test_a_seed_that_is_waited_for_is_taken_over_when_its_process_dies(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedule, "run_cell", quick_training)
+    monkeypatch.setattr(workers, "run_cell", quick_training)
     monkeypatch.setattr(schedule, "LOOK_EVERY", 0.1)
     job = schedule.Job("table1", cells()[0], 42)
     child = in_child(hang, uri, [job], tmp_path)

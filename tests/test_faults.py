@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from benchmarks import data, spec
-from benchmarks.run import schedule
+from benchmarks.run import schedule, workers
 from benchmarks.run.train import StoppedError
 from benchmarks.store import Store
 
@@ -70,7 +70,7 @@ def weights(jobs: list[schedule.Job], folder: Path) -> dict[str, str]:
     """SHA-256 of the checkpoints that undisturbed trainings end with, by cell. (A checkpoint's bytes hold its file's name.)"""
     found = {}
     for job in jobs:
-        list(schedule.run_cell(job.cell, job.seed, root=folder, device="cpu", out=folder / "checkpoint.pt"))
+        list(workers.run_cell(job.cell, job.seed, root=folder, device="cpu", out=folder / "checkpoint.pt"))
         found[job.cell.hash] = hashlib.sha256((folder / "checkpoint.pt").read_bytes()).hexdigest()
     return found
 
@@ -116,7 +116,7 @@ def test_a_full_disk_fails_the_cell_and_leaves_its_last_state(
     answers = iter([False, True])
     with pytest.raises(StoppedError):
         list(
-            schedule.run_cell(
+            workers.run_cell(
                 first.cell,
                 42,
                 root=tmp_path,
@@ -148,8 +148,8 @@ def test_out_of_memory_comes_with_advice(jobs: list[schedule.Job], monkeypatch: 
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB [GPU 0]")
         yield
 
-    monkeypatch.setattr(schedule, "run_cell", run_cell)
-    (event,) = schedule._events(jobs[0].cell, 42)
+    monkeypatch.setattr(workers, "run_cell", run_cell)
+    (event,) = workers._events(jobs[0].cell, 42)
     assert str(event).startswith(
         "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB [GPU 0]; lower the recipe's"
     )

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from benchmarks import record, spec
 from benchmarks.cli import app
-from benchmarks.run import evaluate, plan, schedule, train
+from benchmarks.run import evaluate, plan, schedule, train, workers
 from benchmarks.store import Store, StoreError
 from lmht import kernels
 
@@ -303,20 +303,6 @@ def test_gradient_accumulation_updates_once_a_group(tmp_path: Path, monkeypatch:
     assert len(steps) == 2
 
 
-def test_two_processes_share_a_training_by_ddp(profile: spec.Profile, tmp_path: Path) -> None:
-    cell = spec.resolve(spec.load_spec("table1").row[2], profile)
-    shared = cell.model_copy(update={"devices": 2})
-    events = list(train.run_cell(shared, 42, root=tmp_path, device="cpu", out=tmp_path / "c.pt"))
-    assert [type(event) for event in events] == [train.Epoch, train.Result]
-    alone = list(train.run_cell(cell, 42, root=tmp_path, device="cpu", out=tmp_path / "d.pt"))
-    first, second = events[0].metrics["loss"], alone[0].metrics["loss"]
-    assert first == pytest.approx(second, rel=0.2)  # batch statistics differ, so the losses do, a little
-    assert first != second
-    assert shared.hash != cell.hash
-    with pytest.raises(ValueError, match="a batch of 64 can't be shared by 3 devices"):
-        spec.resolve(spec.load_spec("table1").row[2], profile.model_copy(update={"devices": 3}))
-
-
 def test_without_validation_all_training_images_train(profile: spec.Profile, tmp_path: Path) -> None:
     cell = spec.resolve(spec.load_spec("table1").row[2], profile)
     cell = cell.model_copy(update={"recipe": cell.recipe.model_copy(update={"validation": 0.0})})
@@ -343,7 +329,7 @@ def test_a_failed_ann_takes_along_only_what_needs_that_seed(
             raise train.TrainingError("diverged")
         yield from real(cell, seed, **options)
 
-    monkeypatch.setattr(schedule, "run_cell", first_seed_diverges)
+    monkeypatch.setattr(workers, "run_cell", first_seed_diverges)
     rows = spec.select_rows("table4", spec.load_spec("table4"), ["resnet20-tq4-l2t2-exact"])
     jobs = schedule.jobs_of({"table4": rows}, profile, 2)
     failed = schedule.run(jobs, store, parallel=1, device="cpu", root=Path(), progress=lambda job, event: None)

@@ -14,7 +14,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 from benchmarks import spec
 from benchmarks.record import Epoch, Result
-from benchmarks.run import outbox, schedule
+from benchmarks.run import outbox, schedule, workers
 from benchmarks.run.state import States, Stop
 from benchmarks.run.train import StoppedError
 from benchmarks.store import Store
@@ -155,7 +155,7 @@ def test_what_a_server_misses_is_made_up_for(
         if (seed, epoch) == back:
             server.be("up")
 
-    monkeypatch.setattr(schedule, "run_cell", training(at, tmp_path))
+    monkeypatch.setattr(workers, "run_cell", training(at, tmp_path))
     store = Store("digits", f"http://127.0.0.1:{server.port}")
     told = run(store, tmp_path)
     assert held(store, tmp_path) == whole()
@@ -179,19 +179,19 @@ def test_stopped_while_the_server_is_away_it_tells_the_rest_from_its_state(
         if epoch == 3:
             stop.signal = 15
 
-    monkeypatch.setattr(schedule, "run_cell", training(at, tmp_path))
+    monkeypatch.setattr(workers, "run_cell", training(at, tmp_path))
     store = Store("digits", f"http://127.0.0.1:{server.port}")
     with pytest.raises(StoppedError):
         run(store, tmp_path, stop)
     server.be("up")
-    monkeypatch.setattr(schedule, "run_cell", training(lambda seed, epoch: None, tmp_path))
+    monkeypatch.setattr(workers, "run_cell", training(lambda seed, epoch: None, tmp_path))
     run(store, tmp_path)
     assert held(store, tmp_path) == whole()
 
 
 def test_patience_ends(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "PATIENCE", 0.5)
-    monkeypatch.setattr(schedule, "run_cell", training(lambda seed, epoch: server.be("fail"), tmp_path))
+    monkeypatch.setattr(workers, "run_cell", training(lambda seed, epoch: server.be("fail"), tmp_path))
     with pytest.raises(
         StoreError, match=r"check MLFLOW_TRACKING_URI and that the server is up.*run the same command again"
     ):

@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 
 from benchmarks import spec
 from benchmarks.record import Epoch, Result
-from benchmarks.run import schedule, train
+from benchmarks.run import schedule, train, workers
 from benchmarks.run.state import KEPT, States, Stop, generators, restore_generators
 from benchmarks.store import Store
 
@@ -214,7 +214,7 @@ def test_a_signal_while_one_job_ends_and_another_waits_ends_the_command(
         stop.signal = signal.SIGTERM
         yield "its end, without another look at the signal"
 
-    monkeypatch.setattr(schedule, "run_cell", last_evaluation)
+    monkeypatch.setattr(workers, "run_cell", last_evaluation)
     jobs = [schedule.Job("table4", cell, seed) for seed in (7, 8)]
     store = Store("digits", f"sqlite:///{tmp_path}/m.db")
     with pytest.raises(train.StoppedError, match="between two trainings"):

@@ -1,12 +1,8 @@
-"""Which seeds of which cells still have to be trained, in which order, and training them: here, or spread by Ray."""
+"""Which seeds of which cells still have to be trained, in which order, and what becomes of them in the store."""
 
-import logging
-import os
-import re
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,19 +17,14 @@ from benchmarks.record import Epoch, Result
 from benchmarks.run.network import network_of
 from benchmarks.run.outbox import Outbox
 from benchmarks.run.state import States, Stop
-from benchmarks.run.train import StoppedError, TrainingError, run_cell
+from benchmarks.run.together import Group
+from benchmarks.run.train import StoppedError
+from benchmarks.run.workers import Event, workers
 from benchmarks.spec import Cell, Profile, Row, SpecError, resolve
 from benchmarks.store import CheckpointError, ClaimedError, Store
 
 FIRST_SEED = 42  # the paper's
 STATE_DIR = "state"
-REMEDIES = {  # what a failed training says: what to do
-    "OutOfMemory|MemoryError|allocate memory|out of memory": "lower the recipe's batch_size and raise its accumulate, or train "
-    "fewer seeds at once (--jobs)",
-    "DataLoader worker": "a process that loads images was killed, mostly for want of memory or of /dev/shm: lower --data-workers; "
-    "the same command goes on from the last state",
-    "No space left": "free some space; the same command goes on from the last state",
-}
 LOOK_EVERY = 5.0  # seconds between two looks at what other processes train
 
 
@@ -62,7 +53,6 @@ class Note(str):
     """Something to be told while jobs go on."""
 
 
-Event = Epoch | Result | StoppedError | str
 Progress = Callable[[Job, Epoch | Result | Elsewhere | Note | str], None]
 
 
@@ -111,6 +101,7 @@ def run(
     progress: Progress,
     state_dir: str = STATE_DIR,
     stop: Stop | None = None,
+    group: Group | None = None,
     **options: Any,
 ) -> dict[str, str]:
     """Train what the store does not hold yet. A seed that fails does not stop the others; an interrupted one goes on.
@@ -121,6 +112,7 @@ def run(
     Args:
         parallel: seeds trained at once.
         state_dir: folder of the states of unfinished trainings.
+        group: the processes that share each training, of which this one leads.
         stop: once it is true, running trainings keep their state and end, and no other starts.
         options: what :func:`benchmarks.train.run_cell` takes besides: ``root``, ``data_workers``.
 
@@ -158,7 +150,7 @@ def run(
     store.renew_cells()
     with (
         tempfile.TemporaryDirectory(prefix="lmht-") as scratch,
-        workers(parallel, device, stop) as pool,
+        workers(parallel, device, stop, group) as pool,
         store.leaving(),
     ):
 
@@ -260,118 +252,3 @@ def fresh(scratch: Path, kind: str, job: Job) -> Path:
     folder = scratch / f"{kind}-{job.cell.hash}-{job.seed}"
     folder.mkdir(exist_ok=True)
     return folder
-
-
-def _events(cell: Cell, seed: int, **options: Any) -> Iterator[Event]:
-    """What a worker sends: epochs, then the result, or the reason why there is none."""
-    try:
-        yield from run_cell(cell, seed, **options)
-    except StoppedError as stopped:
-        yield stopped
-    except (data.DataError, TrainingError) as error:
-        yield str(error)
-    except Exception as error:  # one broken cell must not lose the others; the reason is logged and shown
-        said = f"{type(error).__name__}: {error}"
-        remedy = next((remedy for words, remedy in REMEDIES.items() if re.search(words, said)), "")
-        yield f"{said}; {remedy}" if remedy else said
-
-
-class Flag:
-    """Ray actor that tells every worker of the cluster whether to stop. (Ray's own cancel drops what a worker still sends.)"""
-
-    raised = False
-
-    def up(self) -> None:
-        self.raised = True
-
-    def is_up(self) -> bool:
-        return self.raised
-
-
-class Asking:
-    """Whether the flag is up, in a worker; asked once a second."""
-
-    def __init__(self, flag: Any) -> None:
-        self.flag = flag
-        self.answer, self.next = False, 0.0
-
-    def __call__(self) -> bool:
-        if not self.answer and time.monotonic() >= self.next:
-            import ray
-
-            self.answer = ray.get(self.flag.is_up.remote())
-            self.next = time.monotonic() + 1
-        return self.answer
-
-
-class Inline:
-    """Runs jobs one at a time in this process."""
-
-    def __init__(self, stop: Stop) -> None:
-        self.stop = stop
-
-    def submit(self, cell: Cell, seed: int, **options: Any) -> Iterator[Event]:
-        return _events(cell, seed, stopping=self.stop, **options)
-
-    def next_event(self, running: list[Any]) -> tuple[Any, Event]:
-        return running[0], next(running[0])
-
-    def drop(self, events: Iterator[Event]) -> None:
-        """End a training whose events nobody wants any more."""
-        if isinstance(events, Generator):
-            events.close()
-
-
-class OnRay:
-    """Spreads jobs over Ray's workers: the cores of this machine, or the cluster named by ``RAY_ADDRESS``."""
-
-    def __init__(self, parallel: int, device: str, stop: Stop) -> None:
-        import ray
-
-        self.stop = stop
-        self.ray: Any = ray
-        if not ray.is_initialized():
-            here = os.environ.get("RAY_ADDRESS")
-            local: dict[str, Any] = {} if here else {"num_cpus": parallel, "include_dashboard": False}
-            ray.init(
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "ignore"}},
-                **local,
-            )
-            stop.listen()
-        gpus = 0 if device == "cpu" else 1
-        self.remote = self.ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming", max_retries=0)(_events)
-        self.flag = self.ray.remote(num_cpus=0)(Flag).remote()
-
-    def submit(self, cell: Cell, seed: int, **options: Any) -> Any:
-        return self.remote.remote(cell, seed, stopping=Asking(self.flag), **options)
-
-    def next_event(self, running: list[Any]) -> tuple[Any, Event]:
-        ended: list[Any] = []
-        while not ended:
-            if self.stop():
-                self.flag.up.remote()
-            ended = self.ray.wait(running, num_returns=1, timeout=1)[0]
-        ready: Any = ended[0]
-        try:
-            return ready, self.ray.get(next(ready))
-        except StopIteration:
-            return ready, "its worker ended without a result"
-        except self.ray.exceptions.RayError as error:  # a worker that died takes its own seed with it, no other
-            return ready, f"its worker died: {str(error).splitlines()[0]}"
-
-    def drop(self, events: Any) -> None:
-        self.ray.cancel(events)
-
-
-@contextmanager
-def workers(parallel: int, device: str, stop: Stop) -> Iterator[Inline | OnRay]:
-    if parallel == 1:
-        yield Inline(stop)
-        return
-    pool = OnRay(parallel, device, stop)
-    try:
-        yield pool
-    finally:
-        pool.ray.shutdown()

@@ -6,27 +6,23 @@
 import contextvars
 import itertools
 import math
-import os
-import queue
-import signal
-import socket
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 import lmht
 from benchmarks import data
 from benchmarks.record import Epoch, Result
-from benchmarks.run.evaluate import accuracy, compare_with_ann, evaluate, predict
-from benchmarks.run.network import network_of
+from benchmarks.run import together
+from benchmarks.run.evaluate import compare_with_ann, evaluate, predict
+from benchmarks.run.network import network_of, starting_network
 from benchmarks.run.state import Progress, States, generators, restore_generators
 from benchmarks.spec import Cell, Recipe
 from lmht.conversion import to_lmht
@@ -34,7 +30,6 @@ from lmht.kernels import use_backend
 from lmht.networks import MultiStep
 
 LEAST_SCALE = 1e-2
-Work = tuple[Cell, int, Path, str, Path, Path | None, int, States | None, str | None]
 STATE_SECONDS = 120.0  # a state is kept this often, and at the end of every epoch
 
 
@@ -61,7 +56,8 @@ def run_cell(
 ) -> Iterator[Epoch | Result]:
     """Train and evaluate one cell with one seed, from its state if there is one: then past epochs are told again first.
 
-    Of ``cell.devices`` processes each takes its part of every batch (and normalises over that part), by DDP.
+    Of ``cell.devices`` processes (:mod:`benchmarks.run.together`) each calls this, and takes its part of every batch; the first
+    one alone keeps states and gives the result.
 
     Args:
         root: where data sets lie.
@@ -76,14 +72,18 @@ def run_cell(
     Raises:
         StoppedError: ``stopping`` said so; the same call goes on from there.
         data.DataError: a data set is missing or damaged.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or there are not ``cell.devices`` processes.
     """
+    if cell.devices > 1 and not (distributed.is_initialized() and distributed.get_world_size() == cell.devices):
+        raise TrainingError(
+            f"{cell.name}: devices = {cell.devices} are so many processes, which `python -m benchmarks run` starts"
+        )
     if cell.threads:
         torch.set_num_threads(cell.threads)
     states = States(state_dir, cell, seed) if state_dir else None
-    work = (cell, seed, root, device, out, ann, data_workers, states, run_id)
+    work = (cell, seed, root, device, out, ann, data_workers, states, run_id, stopping)
     context = contextvars.copy_context()  # between two events the caller's own choice of backend holds
-    events = _on_backend(work, stopping)
+    events = _on_backend(cell.backend, _train(*work))
     try:
         while (event := context.run(next, events, None)) is not None:
             yield event
@@ -91,56 +91,9 @@ def run_cell(
         context.run(events.close)
 
 
-def _on_backend(work: Work, stopping: Callable[[], bool]) -> Generator[Epoch | Result, None, None]:
-    cell = work[0]
-    with use_backend(cell.backend):
-        yield from _train(*work, stopping) if cell.devices == 1 else _in_processes(work, cell.devices, stopping)
-
-
-def _in_processes(work: Work, devices: int, stopping: Callable[[], bool]) -> Iterator[Epoch | Result]:
-    """One process a device; the first one's events are passed on."""
-    spawn = torch.multiprocessing.get_context("spawn")
-    events, halt = spawn.Queue(), spawn.Event()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = torch.multiprocessing.spawn(_rank, (work, devices, port, events, halt), devices, join=False)
-    try:
-        while True:
-            if stopping():
-                halt.set()
-            try:
-                event = events.get(timeout=1)
-            except queue.Empty:
-                ranks.join(timeout=0)  # raises what a process raised
-                continue
-            if isinstance(event, Exception):
-                raise event
-            if isinstance(event, Result):
-                break
-            yield event
-        while not ranks.join():
-            pass
-        yield event
-    finally:
-        for process in ranks.processes:
-            process.kill()
-
-
-def _rank(rank: int, work: Work, devices: int, port: int, events: Any, halt: Any) -> None:
-    # these are the parent's to answer: all processes stop at the same update
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    cell: Cell = work[0]
-    torch.set_num_threads(cell.threads or max(1, torch.get_num_threads() // devices))
-    with use_backend(cell.backend):
-        try:
-            for event in _train(*work, halt.is_set):
-                if rank == 0:
-                    events.put(event)
-        except (data.DataError, TrainingError, StoppedError) as error:
-            events.put(error)
+def _on_backend(backend: str, events: Generator[Epoch | Result, None, None]) -> Generator[Epoch | Result, None, None]:
+    with use_backend(backend):
+        yield from events
 
 
 def _train(
@@ -154,43 +107,52 @@ def _train(
     states: States | None,
     run_id: str | None,
     stopping: Callable[[], bool],
-) -> Iterator[Epoch | Result]:
+) -> Generator[Epoch | Result, None, None]:
     recipe, devices = cell.recipe, cell.devices
-    strategy = "ddp" if devices > 1 else "auto"
-    fabric = Fabric(accelerator=device, devices=devices, strategy=strategy, precision=recipe.precision)
-    if devices > 1:
-        fabric.launch()
+    fabric = together.fabric(devices, device, recipe.precision)
+    fabric.launch()
     torch.manual_seed(seed)
-    info = data.load(
-        cell.dataset, root=root, steps=cell.neuron.steps, augment=recipe.augment, validation=recipe.validation
-    )
-    options: dict[str, Any] = {"seed": seed, "workers": data_workers, "device": fabric.device}
-    train, val, test = data.loaders(info, recipe.batch_size, **options)
-    if devices > 1:
-        part = recipe.batch_size // devices
-        train, _, _ = data.loaders(info, part, rank=fabric.global_rank, world=devices, **options)
-    before, refused = states.load() if states else (None, [])
+    before, refused = states.load() if states and fabric.is_global_zero else (None, [])
+    before = fabric.broadcast(before)  # all processes go on from the leader's
     for reason in refused:
         warnings.warn(f"{reason}; going on from the state before it, or from the start", stacklevel=2)
-    if before and before["data"] != info.digest:
-        raise TrainingError(
-            f"{cell.name}, seed {seed}: the data in {info.source} are not those that its training began with; "
-            f"bring them back, or remove {states and states.folder} to begin anew"
-        )
+    info = together.everywhere(
+        lambda: data.load(
+            cell.dataset, root=root, steps=cell.neuron.steps, augment=recipe.augment, validation=recipe.validation
+        ),
+        data.DataError,
+    )
+    digest = before["data"] if before else fabric.broadcast(info.digest)
+
+    def check_data() -> None:
+        if info.digest != digest:
+            raise TrainingError(
+                f"{cell.name}, seed {seed}: the data in {info.source} are not those that its training began with; "
+                f"bring them back, or remove {states and states.folder} to begin anew"
+            )
+
+    together.everywhere(check_data, TrainingError)
+    options: dict[str, Any] = {"seed": seed, "workers": data_workers, "device": fabric.device}
+    share: dict[str, Any] = {"rank": fabric.global_rank, "world": devices}
+    train, val, test = data.loaders(info, recipe.batch_size // devices, **share, **options)
+    whole_test = test if devices == 1 else data.loaders(info, recipe.batch_size, **options)[2]
     at = Progress(**before["progress"]) if before else Progress(loss_sums=[0.0] * devices)
 
     network: MultiStep = network_of(cell, info)
     if cell.ann is not None:
         assert ann is not None, "a fine-tuned cell needs its quantised ANN's checkpoint"
         assert cell.start is not None
-        network.load_state_dict(torch.load(ann, weights_only=True))
+        weights: Any = torch.load(ann, weights_only=True) if fabric.is_global_zero else None  # others may lack the file
+        network.load_state_dict(fabric.broadcast(weights))
         network.to(fabric.device)
         source = network
         network = to_lmht(source, cell.neuron.levels, cell.neuron.steps, start=cell.start)
         if not before:
-            at.extra, at.classes = compare_with_ann(source, network, test, fabric.device, cell.float64_checks)
+            at.extra, at.classes = compare_with_ann(source, network, whole_test, fabric.device, cell.float64_checks)
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)
+    if devices > 1:
+        network = together.synchronised(network, fabric.device)
     optimizer = make_optimizer(network, recipe)
     model, optimizer = fabric.setup(network, optimizer)
     model.mark_forward_method("step_logits")
@@ -232,6 +194,15 @@ def _train(
                 f"{cell.name}, seed {seed}: the loss is {loss} in epoch {at.epoch + 1}; lower the learning rate"
             )
         return loss
+
+    def looked_at(part: Iterable[Any]) -> float:
+        """Accuracy on a part of the data, each image of which is looked at by one process."""
+        predictions, labels = predict(model, part, fabric.device)
+        counts = torch.tensor([float((predictions[-1] == labels).sum()), len(labels)], dtype=torch.float64)
+        counted = fabric.all_reduce(counts, reduce_op="sum")
+        assert isinstance(counted, Tensor)
+        right, count = counted.tolist()
+        return 100 * (right / count)
 
     for epoch, metrics in enumerate(at.history):
         yield Epoch(epoch + 1, recipe.epochs, metrics)
@@ -276,10 +247,10 @@ def _train(
         mean_loss = checked(float(total_loss) / images)
         seconds = time.perf_counter() - started
         metrics = {"loss": mean_loss, "images_per_s": images / seconds}
-        metrics["test"] = accuracy(*predict(model, test, fabric.device))
+        metrics["test"] = looked_at(test)
         at.best["test/best"] = max(at.best.get("test/best", 0.0), metrics["test"])
         if recipe.validation:
-            metrics["val"] = accuracy(*predict(model, val, fabric.device))
+            metrics["val"] = looked_at(val)
             if metrics["val"] > at.best_val:
                 at.best_val, at.best["test/best_val"] = metrics["val"], metrics["test"]
         at.history.append(metrics)
@@ -290,8 +261,13 @@ def _train(
     if fabric.is_global_zero:
         network = model.module
         checkpoint = save(network, out)  # first: the evaluation needs more memory than training
+        if devices > 1:  # without what its processes shared
+            network = starting_network(cell, info).to(fabric.device)
+            network.load_state_dict(model.module.state_dict())
+            if recipe.channels_last:
+                network = network.to(memory_format=torch.channels_last)
         final = {f"{part}/final": at.history[-1][part] for part in ("val",) * bool(recipe.validation)}
-        measured = evaluate(network, test, fabric.device, cell.float64_checks)
+        measured = evaluate(network, whole_test, fabric.device, cell.float64_checks)
         measured.predictions.update({name: one.numpy() for name, one in at.classes.items()})
         yield Result(final | at.best | at.extra | measured.metrics, checkpoint, _describe(info), measured)
 
