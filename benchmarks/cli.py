@@ -99,7 +99,16 @@ def run(
     device: Annotated[str, typer.Option(help="cpu | cuda | auto")] = "auto",
     rows: Annotated[str | None, typer.Option(help="row ids of one table, comma-separated")] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="seeds trained at once (Ray); default: CPU cores, 1 on a GPU")
+        int | None,
+        typer.Option(
+            min=1, help="seeds trained at once; default: CPU cores, 1 on a GPU, all that a cluster has room for"
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS", help="spread seeds over the Ray cluster at this address; local: over this machine"
+        ),
     ] = None,
     data_root: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
     data_workers: Annotated[int, typer.Option(min=0, help="processes that load and augment large data sets")] = 0,
@@ -115,7 +124,8 @@ def run(
         return
     try:
         chosen = spec.load_profile(profile)
-        device = resolve_device(device)
+        if device != "cuda" or ray in (None, "local"):  # other machines' GPUs can't be asked from here
+            device = resolve_device(device)
         wanted = selection(tables, rows)
         for reason in missing_data(wanted, chosen):
             say(reason, "not run")
@@ -123,10 +133,11 @@ def run(
         if not work:
             raise spec.SpecError(f"profile {profile} has the data of none of these rows")
         check(work)
-        parallel = jobs or (1 if device != "cpu" or chosen.devices > 1 else len(os.sched_getaffinity(0)))
-        if parallel > 1 and chosen.devices > 1:
+        parallel = jobs or at_once(device, chosen.devices, ray)
+        parallel = min(parallel, len(work)) if parallel else None
+        if (ray or parallel != 1) and chosen.devices > 1:
             raise spec.SpecError(
-                f"--jobs {parallel}: with devices = {chosen.devices} a profile trains one seed at a time; "
+                f"--ray, --jobs above 1: with devices = {chosen.devices} a profile trains one seed at a time; "
                 "give the command again on other machines, by the same store, to train more at once"
             )
         with Stop() as stop, started(chosen.devices, device) as group:
@@ -138,7 +149,7 @@ def run(
                 failed = run_jobs(
                     work,
                     store,
-                    parallel=min(parallel, len(work)),
+                    parallel=parallel,
                     device=device,
                     progress=bars.show,
                     root=data_root.resolve(),
@@ -146,6 +157,7 @@ def run(
                     state_dir=state_dir,
                     stop=stop,
                     group=group,
+                    ray=ray,
                 )
     except (spec.SpecError, StoreError, TrainingError) as error:
         raise fail(error) from error
@@ -159,6 +171,17 @@ def run(
     compare_with_committed(profile, store, {job.key for job in work})
     if failed:
         raise typer.Exit(1)
+
+
+def at_once(device: str, devices: int, ray: str | None) -> int | None:
+    """Seeds trained at once if nobody says; None: all that a cluster has room for."""
+    import torch
+
+    if ray and ray != "local":
+        return None
+    if devices > 1 or (device != "cpu" and not ray):
+        return 1
+    return torch.cuda.device_count() if device != "cpu" else len(os.sched_getaffinity(0))
 
 
 def run_latency(device: str, quick: bool) -> None:

@@ -19,7 +19,7 @@ from benchmarks.run.outbox import Outbox
 from benchmarks.run.state import States, Stop
 from benchmarks.run.together import Group
 from benchmarks.run.train import StoppedError
-from benchmarks.run.workers import Event, workers
+from benchmarks.run.workers import Event, Note, workers
 from benchmarks.spec import Cell, Profile, Row, SpecError, resolve
 from benchmarks.store import CheckpointError, ClaimedError, Store
 
@@ -47,10 +47,6 @@ class Job:
 
 class Elsewhere:
     """Another process has finished the seed, by the same store."""
-
-
-class Note(str):
-    """Something to be told while jobs go on."""
 
 
 Progress = Callable[[Job, Epoch | Result | Elsewhere | Note | str], None]
@@ -96,12 +92,13 @@ def run(
     jobs: list[Job],
     store: Store,
     *,
-    parallel: int,
+    parallel: int | None,
     device: str,
     progress: Progress,
     state_dir: str = STATE_DIR,
     stop: Stop | None = None,
     group: Group | None = None,
+    ray: str | None = None,
     **options: Any,
 ) -> dict[str, str]:
     """Train what the store does not hold yet. A seed that fails does not stop the others; an interrupted one goes on.
@@ -110,10 +107,11 @@ def run(
     store is away trainings go on, and what they want to log waits (:mod:`benchmarks.run.outbox`).
 
     Args:
-        parallel: seeds trained at once.
+        parallel: seeds trained at once; None: as many as Ray's cluster has room for.
         state_dir: folder of the states of unfinished trainings.
         group: the processes that share each training, of which this one leads.
         stop: once it is true, running trainings keep their state and end, and no other starts.
+        ray: address of the cluster whose machines train; ``local``, or None and several at once: this one alone.
         options: what :func:`benchmarks.train.run_cell` takes besides: ``root``, ``data_workers``.
 
     Returns:
@@ -150,7 +148,7 @@ def run(
     store.renew_cells()
     with (
         tempfile.TemporaryDirectory(prefix="lmht-") as scratch,
-        workers(parallel, device, stop, group) as pool,
+        workers(parallel, device, stop, group, ray) as pool,
         store.leaving(),
     ):
 
@@ -220,7 +218,7 @@ def run(
                 if missing and missing in failed:
                     waiting.remove(job)
                     failed[job.key] = f"its quantised ANN was not run: {failed[missing]}"
-                elif not missing and len(running) < parallel:
+                elif not missing and len(running) < pool.room(job.cell, options.get("data_workers", 0)):
                     try:
                         if not outbox.attempt(partial(start, job)):
                             break
@@ -236,10 +234,12 @@ def run(
                 continue
             events, event = pool.next_event(list(running))
             job, run_id = running[events]
-            if isinstance(event, Epoch):
+            if isinstance(event, Epoch | Note):
                 progress(job, event)
             else:
                 del running[events]
+            if isinstance(event, Note):
+                continue
             if isinstance(event, StoppedError):
                 stopped = f"{job.cell.name}, seed {job.seed}: {event}"
             outbox.put(partial(log, job, run_id, event, get_current_time_millis()))
