@@ -62,8 +62,8 @@ def say(text: str, mark: str = "", colour: str = "yellow", where: Console = cons
 
 
 def selection(tables: list[str] | None, rows: str | None = None) -> dict[str, list[spec.Row]]:
-    """Rows of the named tables, or of all that have a spec."""
-    names = tables or [t for t in spec.TABLES if (spec.HERE / "specs" / f"{t}.toml").exists()]
+    """Rows of the named tables, or of all."""
+    names = tables or spec.tables()
     if rows is not None and len(names) != 1:
         raise spec.SpecError("--rows needs exactly one table, as in: run table1 --rows 1,3")
     wanted = [one.strip() for one in rows.split(",")] if rows is not None else None

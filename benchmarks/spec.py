@@ -5,28 +5,28 @@ import json
 import tomllib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from benchmarks.neurons import KINDS
 
 HERE = Path(__file__).parent
-TABLES = ("table1", "table2", "table3", "table4", "table_s1")
-NeuronKind = Literal["relu", "qcfs", "if", "lif", "mht", "lmht"]
 Start = Literal["exact", "algorithm1"]
-PaperData = Literal[
-    "CIFAR-10",
-    "CIFAR-100",
-    "ImageNet-100",
-    "ImageNet-200",
-    "ImageNet-1k",
-    "CIFAR10-DVS",
-    "CIFAR10-DVS, frames averaged",
-]
 
 
 class SpecError(Exception):
     """A spec, profile, table or row that does not exist or does not parse; the message says which and what would do."""
+
+
+def _kind(name: str) -> str:
+    if name not in KINDS:
+        raise ValueError(f"unknown neuron {name!r}; known: {', '.join(KINDS)}")
+    return name
+
+
+NeuronKind = Annotated[str, AfterValidator(_kind)]
 
 
 class Strict(BaseModel):
@@ -65,9 +65,10 @@ class NeuronSpec(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "NeuronSpec":
-        if self.kind in ("if", "lif") and self.levels != 1:
+        kind = KINDS[self.kind]
+        if not kind.many_levels and self.levels != 1:
             raise ValueError(f"a {self.kind} neuron has one level, got levels = {self.levels}")
-        if self.kind in ("relu", "qcfs") and self.steps != 1:
+        if not kind.spiking and self.steps != 1:
             raise ValueError(f"{self.kind} is an ANN activation and has steps = 1, got {self.steps}")
         return self
 
@@ -75,14 +76,15 @@ class NeuronSpec(Strict):
 class Row(Strict):
     """One row of a spec file.
 
-    ``published`` are the lines (from 1) of the table's CSV that it stands beside. ``stage`` picks the numbers of a run that the
+    ``published`` are the lines (from 1) of the table's CSV that it stands beside; ``dataset`` is the paper's name, which a profile
+    maps to the data that it has. ``stage`` picks the numbers of a run that the
     row reports: the network as trained; after reparameterisation; or the QCFS network converted to IF over ``steps`` steps.
     """
 
     id: str
     published: list[int] = []
     label: str
-    dataset: PaperData
+    dataset: str
     architecture: str
     neuron: NeuronKind
     levels: int = 1
@@ -106,7 +108,7 @@ class Spec(Strict):
 
     title: str
     note: str = ""
-    published_columns: list[str]
+    published_columns: list[str] = []
     row: list[Row]
 
 
@@ -114,7 +116,7 @@ class RecipeBook(Strict):
     """A base recipe and what single data sets (the paper's names) change in it."""
 
     base: Recipe
-    dataset: dict[PaperData, dict[str, Any]] = {}
+    dataset: dict[str, dict[str, Any]] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> "RecipeBook":
@@ -122,7 +124,7 @@ class RecipeBook(Strict):
             self.of(name)
         return self
 
-    def of(self, dataset: PaperData) -> Recipe:
+    def of(self, dataset: str) -> Recipe:
         return Recipe(**(self.base.model_dump() | self.dataset.get(dataset, {})))
 
 
@@ -133,7 +135,7 @@ class Profile(Strict):
     """
 
     title: str
-    datasets: dict[PaperData, str]
+    datasets: dict[str, str]
     deviations: list[str] = []
     networks: dict[str, dict[str, Any]] = {}
     dataset_networks: dict[str, dict[str, Any]] = {}
@@ -153,6 +155,10 @@ class Profile(Strict):
             width = options.get("width", 1)
             if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 64:
                 raise ValueError(f"the width of {name} is a number above 0 and up to 64, got {width!r}")
+        books = (self.direct.dataset, self.ann.dataset, self.finetune.dataset)
+        for name in [name for some in (self.dataset_networks, self.dataset_architecture, *books) for name in some]:
+            if name not in self.datasets:
+                raise ValueError(f"{name!r} is none of the profile's data sets: {', '.join(self.datasets)}")
         return self
 
 
@@ -191,10 +197,10 @@ class Cell(Strict):
 
     @property
     def name(self) -> str:
-        neuron = self.neuron
-        shape = {"relu": "ReLU", "qcfs": f"QCFS Tq={neuron.levels}"}.get(
-            neuron.kind, f"{neuron.kind.upper()} L={neuron.levels} T={neuron.steps}"
-        )
+        neuron, kind = self.neuron, KINDS[self.neuron.kind]
+        shape = f"{neuron.kind.upper()} L={neuron.levels} T={neuron.steps}"
+        if not kind.spiking:
+            shape = kind.title + f" Tq={neuron.levels}" * kind.many_levels
         origin = f" from QCFS Tq={self.ann.neuron.levels}, {self.start}" if self.ann else ""
         return f"{self.architecture} {shape}{origin} on {self.dataset}"
 
@@ -220,23 +226,35 @@ def profiles() -> list[str]:
 def load_profile(name: str) -> Profile:
     if name not in profiles():
         raise SpecError(f"unknown profile {name!r}; known: {', '.join(profiles())}")
-    return read(HERE / "profiles" / f"{name}.toml", Profile)
+    profile = read(HERE / "profiles" / f"{name}.toml", Profile)
+    named = dict.fromkeys(row.dataset for table in tables() for row in load_spec(table).row)
+    if unknown := [dataset for dataset in profile.datasets if dataset not in named]:
+        raise SpecError(f"{name}.toml: no table has a row on {unknown[0]!r}; there are rows on {', '.join(named)}")
+    return profile
+
+
+def tables() -> list[str]:
+    return sorted(path.stem for path in (HERE / "specs").glob("table*.toml"))
 
 
 def published(table: str) -> pd.DataFrame:
-    """The paper's numbers as printed, one line a row, text kept as it is; blank where the paper prints a dash."""
-    return pd.read_csv(HERE / "published" / f"{table}.csv", dtype=str, keep_default_na=False)
+    """The paper's numbers as printed, one line a row, text kept as it is; blank where the paper prints a dash. A table of our own
+    has none."""
+    path = HERE / "published" / f"{table}.csv"
+    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame()
 
 
 def load_spec(table: str) -> Spec:
-    if table not in TABLES:
-        raise SpecError(f"unknown table {table!r}; known: {', '.join(TABLES)}")
+    if table not in tables():
+        raise SpecError(f"unknown table {table!r}; known: {', '.join(tables())}")
     spec = read(HERE / "specs" / f"{table}.toml", Spec)
     ids = [row.id for row in spec.row]
     if doubled := sorted({i for i in ids if ids.count(i) > 1}):
         raise SpecError(f"{table}.toml: row id {doubled[0]!r} stands twice")
     lines = len(published(table))
     for row in spec.row:
+        if row.published and not lines:
+            raise SpecError(f"{table}.toml, row {row.id}: published/{table}.csv, whose lines it names, is not there")
         if unknown := [line for line in row.published if not 1 <= line <= lines]:
             raise SpecError(f"{table}.toml, row {row.id}: the paper's table has lines 1 to {lines}, not {unknown[0]}")
     return spec

@@ -20,7 +20,7 @@ from mlflow.utils.time import get_current_time_millis
 
 from benchmarks.lease import Lease, at_work, owner
 from benchmarks.record import Epoch, Evaluation, Record, Result, pack, parse
-from benchmarks.spec import HERE, TABLES, Cell, load_spec
+from benchmarks.spec import HERE, Cell, load_spec, tables
 from benchmarks.tracking import StoreError, connect, explained, tracking_uri, without_secrets
 
 RECORD = "record.json"
@@ -503,7 +503,7 @@ class Store:
 
     def _experiment(self, table: str) -> str:
         name = f"{self.profile}/{table}"
-        title = load_spec(table).title if table in TABLES else name
+        title = load_spec(table).title if table in tables() else name
         found = self.client.get_experiment_by_name(name)
         if not found:
             with suppress(MlflowException):  # another process was quicker, or the next line says why

@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as TF
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.data import NAMES, DataError, events, images, load, loaders, small
+from benchmarks.data import NAMES, PLACES, DataError, events, images, load, loaders, small
 from benchmarks.data.base import Batches, InMemory, Part, crop_and_flip, digest, split
 from benchmarks.data.transforms import STATISTICS, AutoAugmentEach, CifarEach, Cutout, batch_transform, roll
 
@@ -798,7 +798,7 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path: Path) -> None:
 # --- what is not there ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in NAMES if PLACES[name].folders])
 def test_missing_data_are_one_line_with_the_remedy(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small, "DEBIAN", tmp_path / "nothing")
     files = name.removesuffix("-averaged")

@@ -58,7 +58,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", EXPECTED)
 def test_full_size_parameter_count(architecture: str) -> None:
     network = build(architecture, nn.ReLU, classes=100)
     assert sum(p.numel() for p in network.parameters()) == EXPECTED[architecture]

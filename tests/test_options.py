@@ -144,7 +144,7 @@ def test_every_profiles_cells_pass_the_check() -> None:
         profile = spec.load_profile(name)
         rows = {
             table: [row for row in spec.load_spec(table).row if row.dataset in profile.datasets]
-            for table in spec.TABLES
+            for table in spec.tables()
         }
         schedule.check(schedule.jobs_of(rows, profile, 1))
 

@@ -11,6 +11,7 @@ import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
 from benchmarks import spec
+from benchmarks.neurons import KINDS
 from benchmarks.report.tables import Results, half_width, joined, measures, number, several_data_sets, stands_in
 from benchmarks.spec import HERE, SpecError, Strict
 
@@ -300,7 +301,7 @@ def _not_learnt(part: Part, rows: dict[str, spec.Row], claims: Claims, results: 
         if best is None:
             unknown = f"no ANN was run to tell whether the baseline {row_id} has learnt"
         elif reached < best[0] - claims.learnt_within:
-            kind = {"relu": "ReLU", "qcfs": "QCFS"}[best[1]]
+            kind = KINDS[best[1]].title
             failed = f"its baseline {row_id} has not learnt: {reached:.2f} %, the {kind} ANN {best[0]:.2f} %"
     return failed, unknown
 

@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.data import SIZES
+from benchmarks.neurons import BLUE, GREEN, GREY, KINDS, ORANGE, PINK, RED, SKY
 from benchmarks.report.tables import Results, half_width
 from benchmarks.run.network import network_of
-from benchmarks.spec import Cell, Row, load_spec
+from benchmarks.spec import Cell, Row, load_spec, tables
 from lmht import functional
 
 STYLE: Any = {
@@ -35,10 +36,6 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
-# Okabe and Ito's palette: distinct under every common colour blindness
-BLUE, SKY, ORANGE, GREEN, RED, PINK, GREY = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
-COLORS = {"lmht": BLUE, "mht": SKY, "if": ORANGE, "lif": PINK, "qcfs": GREEN, "relu": GREY}
-MARKERS = {"lmht": "D", "mht": "s", "if": "o", "lif": "v", "qcfs": "^", "relu": "P"}
 
 
 def write_equations(folder: Path) -> None:
@@ -223,7 +220,7 @@ def mean_and_ci(values: pd.Series) -> tuple[float, float]:
 
 
 def shape_name(row: Row) -> str:
-    kind = {"if": "IF", "lif": "LIF", "mht": "M-HT", "lmht": "LM-HT"}[row.neuron]
+    kind = KINDS[row.neuron].title
     return f"{kind} T={row.steps}" if row.levels == 1 else f"{kind} L={row.levels} T={row.steps}"
 
 
@@ -240,9 +237,10 @@ def grid(count: int, columns: int = 2, height: float = 2.6) -> tuple[Figure, lis
 def accuracy_against_sops(results: Results) -> Iterator[Named]:
     """One panel a network: direct training, each neuron at its accuracy and its synaptic operations."""
     found: dict[tuple[str, str], list[tuple[Row, pd.Series, pd.Series]]] = {}
-    for table, row, cell in rows_of(results, "table1", "table3", "table_s1"):
+    direct = [table for table in tables() if all(row.stage == "trained" for row in load_spec(table).row)]
+    for table, row, cell in rows_of(results, *direct):
         accuracy, sops = (results.values(table, row, name) for name in ("accuracy_pct", "sops_g"))
-        if row.stage == "trained" and row.neuron not in ("relu", "qcfs") and len(sops):
+        if row.stage == "trained" and row.tq is None and KINDS[row.neuron].spiking and len(sops):
             found.setdefault((row.architecture, cell.dataset), []).append((row, accuracy, sops))
     if not found:
         return
@@ -251,8 +249,8 @@ def accuracy_against_sops(results: Results) -> Iterator[Named]:
         rows.sort(key=lambda one: one[2].mean())
         for k, (row, accuracy, sops) in enumerate(rows):
             (y, y_ci), (x, x_ci) = mean_and_ci(accuracy), mean_and_ci(sops * 1e3)
-            color = COLORS[row.neuron]
-            panel.errorbar(x, y, y_ci, x_ci, fmt=MARKERS[row.neuron], color=color, ms=6, elinewidth=0.8, capsize=2)
+            color, marker = KINDS[row.neuron].color, KINDS[row.neuron].marker
+            panel.errorbar(x, y, y_ci, x_ci, fmt=marker, color=color, ms=6, elinewidth=0.8, capsize=2)
             place: Any = {"xytext": (0, 7 if k % 2 else -8), "textcoords": "offset points", "fontsize": 7.5}
             place |= {"ha": "center", "va": "bottom" if k % 2 else "top", "color": darker(color)}
             place["bbox"] = {"fc": "white", "alpha": 0.7, "lw": 0, "pad": 0.5}
@@ -363,7 +361,7 @@ def training_curves(results: Results) -> Iterator[Named]:
         last = max(curves.index[-1] for _, curves in rows)
         ends = []
         for row, curves in rows:
-            mean, color = curves.mean(axis=1), COLORS[row.neuron]
+            mean, color = curves.mean(axis=1), KINDS[row.neuron].color
             panel.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=color, alpha=0.2, lw=0)
             panel.plot(curves.index, mean, color=color, lw=1.8)
             ends.append((float(mean.iloc[-1]), shape_name(row), color))

@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 from scipy import stats  # scipy ships no types
 
+from benchmarks.neurons import is_ann
 from benchmarks.record import Record
-from benchmarks.spec import HERE, TABLES, Cell, Profile, Row, Spec, load_profile, load_spec, no_data, published, resolve
+from benchmarks.spec import HERE, Cell, Profile, Row, Spec, load_profile, load_spec, no_data, published, resolve, tables
 
 CONFIDENCE = 0.95
 NOT_OURS = "not run: published by others"
@@ -75,9 +76,9 @@ class Results:
     @cached_property
     def anns(self) -> list[Cell]:
         """The cells of all ReLU and QCFS ANNs of the profile's tables."""
-        cells = [self.cell(row) for table in TABLES for row in load_spec(table).row]
+        cells = [self.cell(row) for table in tables() for row in load_spec(table).row]
         found = [one.ann or one for one in cells if one]
-        return list({one.hash: one for one in found if one.neuron.kind in ("relu", "qcfs")}.values())
+        return list({one.hash: one for one in found if is_ann(one.neuron.kind)}.values())
 
     def best_ann(self, cell: Cell) -> tuple[float, str] | None:
         """Mean test accuracy of the best ReLU ANN of a cell's network and data set, else of the best QCFS ANN; and which it is."""
@@ -235,7 +236,12 @@ def ours(table: str, rows: list[Row], spec: Spec, paper: pd.DataFrame, results: 
     for name, series in values.items():
         line |= summary(name, series)
     final = spec.published_columns[-1] if table == "table4" else "accuracy_pct"
-    if own_data(row, cell) and len(row.published) == 1 and len(values["accuracy_pct"]):
+    if (
+        own_data(row, cell)
+        and len(row.published) == 1
+        and final in spec.published_columns
+        and len(values["accuracy_pct"])
+    ):
         theirs = float(line[f"published_{final}"] or "nan")
         line["ours_minus_published_points"] = number(values["accuracy_pct"].mean() - theirs)
 
@@ -354,7 +360,7 @@ def scaled(value: str, units: tuple[tuple[float, str], ...]) -> Shown:
 
 def operations(line: Line, name: str = "sops_g") -> Shown:
     """Synaptic operations; an ANN has none."""
-    if line["neuron"] in ("relu", "qcfs"):
+    if is_ann(line["neuron"]):
         return Shown("")
     return scaled(line.get(f"{name}_mean", ""), ((1, "G"), (1e-3, "M"), (1e-6, "k")))
 
@@ -456,7 +462,7 @@ def view(table: str, frame: pd.DataFrame, results: Results) -> View:
     for line in lines:
         total = line["status"] == NOT_OURS or not line["L"]
         line["steps_total"] = line["T"] if total else str(int(line["L"]) * int(line["T"]))
-        if line["neuron"] in ("relu", "qcfs"):
+        if is_ann(line["neuron"]):
             line["L"] = line["T"] = line["steps_total"] = ""
         elif table == "table4" and line["status"] == NOT_OURS:
             line["label"] += f" T={line['T']}"
@@ -468,7 +474,7 @@ def view(table: str, frame: pd.DataFrame, results: Results) -> View:
     other = f" The paper's numbers are from other data ({theirs_on}), not to be compared."
     notes = [
         f"Ours: {used}, last epoch, mean ± 95 % confidence interval of the mean over the seeds (t distribution)."
-        + ("" if same else other)
+        + ("" if same or not theirs_on else other)
     ]
     if any(header == "best test epoch" for header, _ in columns):
         notes.append("“Best test epoch” is the paper's protocol: the epoch is chosen on the test set.")
@@ -524,7 +530,7 @@ def write_tables(results: Results, folder: Path) -> dict[str, View]:
     """Write ``<table>.csv`` and ``<table>.md`` of every table into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     views = {}
-    for table in TABLES:
+    for table in tables():
         frame = table_frame(table, results)
         frame.to_csv(folder / f"{table}.csv", index=False, lineterminator="\n")
         views[table] = view(table, frame, results)

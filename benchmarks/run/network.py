@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import nn
 
-import lmht
+from benchmarks.neurons import KINDS
 from benchmarks.spec import Cell, NeuronSpec
 from lmht.conversion import to_lmht
 from lmht.networks import MultiStep, Network, build
@@ -13,17 +13,9 @@ from lmht.networks import MultiStep, Network, build
 
 def activation(spec: NeuronSpec, qcfs_scale: float) -> Callable[[], nn.Module]:
     """Activation factory. Direct training: ``theta = 2/L`` for L > 1 and 1 for L = 1, ``v(0) = 0``, as in the released code."""
+    kind = KINDS[spec.kind]
     theta = 2 / spec.levels if spec.levels > 1 else 1.0
-    factories: dict[str, Callable[[], nn.Module]] = {
-        "relu": nn.ReLU,
-        "qcfs": lambda: lmht.QCFS(spec.levels, qcfs_scale),
-        "if": lambda: lmht.IF(spec.steps, theta=theta),
-        "lif": lambda: lmht.LIF(spec.steps, theta=theta),
-        # only the one-level baseline keeps the temporal chain: Eqs. 8-9 detach it
-        "mht": lambda: lmht.MHT(spec.levels, spec.steps, theta=theta, temporal_gradient=False),
-        "lmht": lambda: lmht.LMHT(spec.levels, spec.steps, theta=theta),
-    }
-    return factories[spec.kind]
+    return lambda: kind.make(spec.levels, spec.steps, theta if kind.spiking else qcfs_scale)
 
 
 class Shape(Protocol):
