@@ -1,4 +1,4 @@
-"""The kinds of neuron that a row can name. An entry here is all that a new one needs: specs, runs, tables and figures look it up."""
+"""The kinds of neuron that a row can name. An entry here is all that a new one needs: specs, runs, tables, figures look it up."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,16 +1,11 @@
 """The built wheel, from a directory that knows nothing of this repository."""
 
 import os
-import shutil
 import subprocess
 import sys
-import zipfile
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).parents[1]
 MINE = """
 from lmht import functional
 class Mine:
@@ -18,23 +13,6 @@ class Mine:
     mht = staticmethod(functional.mht)
 mine = Mine()
 """
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel's content, as it lies in site-packages."""
-    pytest.importorskip("setuptools", minversion="77")
-    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for name in ("lmht", "theorems", "benchmarks", "tests"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    code = f"from setuptools.build_meta import build_wheel; print(build_wheel({str(built)!r}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    with zipfile.ZipFile(built / done.stdout.split()[-1]) as archive:
-        archive.extractall(built)
-    return built
 
 
 def run(wheel: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,7 +25,7 @@ def test_content(wheel: Path) -> None:
     (information,) = wheel.glob("*.dist-info")
     metadata = PathDistribution(information)
     assert {path.parent.name for path in wheel.glob("*/py.typed")} == {"lmht", "theorems"}
-    assert {path.name for path in wheel.iterdir() if path.suffix == ""} == {"lmht", "theorems"}
+    assert {path.name for path in wheel.iterdir() if path.suffix == ""} - {"bin"} == {"lmht", "theorems"}
     (needed,) = [requirement for requirement in metadata.requires or () if "extra ==" not in requirement]
     assert needed.startswith("torch>=")
     (command,) = metadata.entry_points.select(group="console_scripts", name="lmht-theorems")
