@@ -6,13 +6,18 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.neurons.broken import CAUGHT_BY
+from theorems import check
+from theorems.report import NEURON, Outcome, StatementReport
 from theorems.statements import STATEMENTS
 from theorems.strategies import NO_LEAK, POWERS, Case, cases, mixed_cases, quantised_cases
 
@@ -114,17 +119,46 @@ def test_a_neuron_that_cannot_be_asked_is_one_error(theorems: Callable[..., Run]
 
 @pytest.mark.parametrize("neuron", OTHER_CONVENTIONS)
 def test_a_convention_is_named_and_no_bug(theorems: Callable[..., Run], neuron: str) -> None:
-    """Named in one line with an example; the equations hold with it, and what else does is told from what does not."""
+    """Named in one line with an example, exit code 0; the equations hold with it, what else does is told from what does not."""
     name, example, asked = OTHER_CONVENTIONS[neuron]
     chosen = [argument for statement in asked for argument in ("--statement", statement)]
     run = theorems("theorems", *chosen, "--impl", f"tests.neurons.foreign:{neuron}")
-    assert run.code == pytest.ExitCode.TESTS_FAILED, run.output
+    assert run.code == pytest.ExitCode.OK, run.output
+    assert "Nothing else fails: exit code 0" in run.output
     lines = run.output.splitlines()
     assert len(lines) <= 60, run.output
     (line,) = [line for line in lines if line.startswith(f"  {name}")]
     assert example in line
     assert "FAILS" not in run.output
     assert verdicts(run.output) == asked
+
+
+@pytest.mark.parametrize("stricter", ["--no-conventions", "-x"])
+def test_a_convention_fails_where_that_is_asked_or_the_rest_was_not(
+    theorems: Callable[..., Run], stricter: str
+) -> None:
+    chosen = ["--statement", "Conventions", "--statement", "Eq. 4"]
+    run = theorems("theorems", *chosen, stricter, "--impl", "tests.neurons.foreign:clamped")
+    assert run.code == pytest.ExitCode.TESTS_FAILED, run.output
+    assert "exit code 0" not in run.output
+
+
+def test_only_what_a_convention_explains_is_forgiven() -> None:
+    def outcome(name: str, result: str, **more: Any) -> Outcome:
+        return Outcome(result, "", NEURON, [[name, "none", "", "holds"]], **more)
+
+    report = StatementReport("mine", None)
+    report.outcomes = {
+        "a": outcome("Conventions", "failed", conventions=["hard reset: ..."]),
+        "b": outcome("Eqs. 5-6 (M-HT)", "passed"),
+        "c": outcome("Lemma 4.1", "failed"),
+    }
+    assert report.all_explained(2)
+    assert not report.all_explained(3)  # some other test of the session failed, too
+    report.outcomes["b"] = outcome("Eqs. 5-6 (M-HT)", "skipped")
+    assert not report.all_explained(2)  # nobody knows whether the equations hold with it
+    report.outcomes["b"] = outcome("Eqs. 5-6 (M-HT)", "failed")
+    assert not report.all_explained(3)
 
 
 @pytest.mark.parametrize("statement", ["contract", "gradients"])
@@ -250,6 +284,42 @@ def test_what_a_fresh_neuron_does_otherwise_is_said(theorems: Callable[..., Run]
     run = theorems("theorems/test_contract.py", "-k", "test_mht", "-x", "--impl", "tests.neurons.foreign:tires")
     assert run.code == pytest.ExitCode.TESTS_FAILED, run.output
     assert "not repeatable: a freshly loaded neuron answers otherwise" in run.output
+
+
+def right(x: Tensor) -> Tensor:
+    return x + 1
+
+
+def wrong(x: Tensor) -> Tensor:
+    return x
+
+
+def raises(x: Tensor) -> Tensor:
+    raise RuntimeError("no more")
+
+
+@pytest.mark.parametrize(
+    ("once", "again", "repeats"),
+    [
+        (right, right, True),
+        (right, wrong, False),
+        (right, raises, False),
+        (raises, raises, True),
+        (raises, right, False),
+    ],
+)
+def test_what_does_not_repeat_is_told(once: Any, again: Any, repeats: bool) -> None:
+    impl: Any = SimpleNamespace(target="mine:mine", mht=once, fresh=lambda: SimpleNamespace(mht=again))
+    try:
+        source = check.Call(impl, "mht", torch.ones(2)).source
+    except RuntimeError as error:
+        (source,) = error.__notes__
+    assert ("not repeatable" not in source) == repeats
+
+
+def test_nothing_is_said_of_a_neuron_that_cannot_be_loaded_again() -> None:
+    impl: Any = SimpleNamespace(target="mine:mine", mht=right, fresh=lambda: raises(torch.ones(1)))
+    assert check.Call(impl, "mht", torch.ones(2)).repeats
 
 
 def test_every_test_names_its_statement(theorems: Callable[..., Run]) -> None:

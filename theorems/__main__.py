@@ -11,13 +11,17 @@ USAGE = """usage: lmht-theorems MODULE:OBJECT [options of pytest]
 Asks the object every statement of the paper: one line a statement, one failure a statement.
   --statement NAME   only this one; may be repeated
   --no-gradients     ask for no gradient
+  --no-conventions   a known convention (hard reset, > instead of >=, ...) fails too
   --report FILE      write the verdicts as Markdown
   -n 4               on so many processes
-  --tb=long          every failure as pytest prints it"""
+  --tb=long          every failure as pytest prints it
+
+Exit code 0: what was asked holds, or differs only by conventions, which are named; 1: something fails; 2: interrupted; 3: an error
+of pytest; 4: wrong usage, or there is no such object; 5: nothing was asked."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code of pytest: 0 if every statement that was asked holds."""
+    """Exit code as in ``USAGE``."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)

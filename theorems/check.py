@@ -31,9 +31,11 @@ class Call:
             name: copied(value) for name, value in {"x": x, **arguments}.items()
         }  # whatever the call does to them
         self.upstream: Tensor | None = None
+        self.raised: type[Exception] | None = None
         try:
             self.result = getattr(impl, method)(x, **arguments)
         except Exception as error:
+            self.raised = type(error)
             error.add_note(f"reproduce:\n{self.source}")
             raise
 
@@ -51,14 +53,21 @@ class Call:
 
     @property
     def repeats(self) -> bool:
-        """Whether a freshly loaded implementation gives the same result; where it can't be loaded again, nothing is said."""
+        """Whether a freshly loaded implementation gives the same result, or raises the same; where it can't be loaded again,
+        nothing is said."""
         try:
-            x, *rest = ((name, copied(value)) for name, value in self.given.items())
-            again = getattr(self.impl.fresh(), self.method)(x[1], **dict(rest))
+            fresh = self.impl.fresh()
+        except Exception:  # a neuron made on the spot
+            return True
+        given = {name: copied(value) for name, value in self.given.items()}
+        try:
+            again = getattr(fresh, self.method)(given.pop("x"), **given)
+            if self.raised:
+                return False
             parts = [part if isinstance(part, tuple | list) else (part,) for part in (self.result, again)]
             return all(torch.equal(a, b) for a, b in zip(*parts, strict=True))
-        except Exception:  # a neuron made on the spot can't be loaded again
-            return True
+        except Exception as error:
+            return type(error) is self.raised
 
     @property
     def source(self) -> str:
@@ -169,41 +178,28 @@ class MismatchError(AssertionError):
         parts: Mapping[str, tuple[Sequence[Fraction | int], Sequence[Fraction | int]]],
         calls: Sequence[Call],
     ) -> None:
-        super().__init__(message(case, claim, neuron, wrong, parts, calls))
-        leak = "" if case.leak == 1 else f"lambda = {case.leak}, "
-        omega = f", Omega = {'; '.join(map(train, case.omega))}" if case.omega else ""
+        currents, omega = train(case.train(neuron)), "; ".join(map(train, case.omega or ()))
+        rows: list[tuple[str, object]] = [
+            ("theta", case.theta),
+            ("L, T", f"{case.levels}, {case.steps}"),
+            ("leak", case.leak),
+            ("v(0)", case.v0[neuron]),
+            ("x" if omega else "currents", currents),
+            *([("Omega", omega)] if omega else []),
+            ("neuron, dtype", f"{neuron} of {len(case.v0)}, {case.dtype}"),
+        ]
+        for key, (expected, got) in parts.items():
+            rows += [(key, f"expected {train(expected)}"), ("", f"got      {train(got)}")]
+        lines = [f"{claim}: {' and '.join(wrong)} wrong", *(f"  {name:<14}{value}" for name, value in rows)]
+        super().__init__("\n".join([*lines, "reproduce:", *(call.source for call in calls)]))
         expected, got = parts[wrong[0]]
         self.line = (
-            f"L = {case.levels}, theta = {case.theta}, {leak}v(0) = {case.v0[neuron]}, I = {train(case.train(neuron))}{omega}: "
-            f"{wrong[0]} {train(got)}, not {train(expected)}"
+            f"L = {case.levels}, theta = {case.theta}, "
+            + f"lambda = {case.leak}, " * (case.leak != 1)
+            + f"v(0) = {case.v0[neuron]}, I = {currents}"
+            + f", Omega = {omega}" * bool(omega)
+            + f": {wrong[0]} {train(got)}, not {train(expected)}"
         )
-
-
-def message(
-    case: Case,
-    claim: str,
-    neuron: int,
-    wrong: Sequence[str],
-    parts: Mapping[str, tuple[Sequence[Fraction | int], Sequence[Fraction | int]]],
-    calls: Sequence[Call],
-) -> str:
-    def line(name: str, value: object) -> str:
-        return f"  {name:<14}{value}"
-
-    lines = [
-        f"{claim}: {' and '.join(wrong)} wrong",
-        line("theta", case.theta),
-        line("L, T", f"{case.levels}, {case.steps}"),
-        line("leak", case.leak),
-        line("v(0)", case.v0[neuron]),
-        line("x" if case.omega else "currents", train(case.train(neuron))),
-        *([line("Omega", "; ".join(train(row) for row in case.omega))] if case.omega else []),
-        line("neuron, dtype", f"{neuron} of {len(case.v0)}, {case.dtype}"),
-    ]
-    for key, (expected, got) in parts.items():
-        lines.append(line(key, f"expected {train(expected)}"))
-        lines.append(line("", f"got      {train(got)}"))
-    return "\n".join([*lines, "reproduce:", *(call.source for call in calls)])
 
 
 def same_as_oracle(case: Case, claim: str, call: Call) -> None:

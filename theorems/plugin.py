@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--statement", action="append", metavar="NAME", help="only this statement; may be repeated")
     group.addoption("--statements", action="store_true", help="list the statements and end")
     group.addoption("--no-gradients", action="store_true", help="ask for no gradient")
+    group.addoption("--no-conventions", action="store_true", help="a known convention fails too (exit code 1)")
     group.addoption("--report", metavar="FILE", help="write the statements and verdicts as Markdown")
 
 
@@ -57,7 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[IMPL] = loaded
     if not hasattr(config, "workerinput"):
         path, verbose = config.getoption("--report", None), config.option.verbose > 0
-        config.pluginmanager.register(StatementReport(loaded.name, path, verbose))
+        strict = config.getoption("--no-conventions", False)
+        config.pluginmanager.register(StatementReport(loaded.name, path, verbose, strict))
 
 
 def subject(item: pytest.Item) -> str:

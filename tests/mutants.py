@@ -1,0 +1,184 @@
+"""Mutants of the equations' code, and which of them the tests let live: results/mutants.md.
+
+    python tests/mutants.py run [--minutes 25]     test the mutants that out/mutants/session.sqlite knows no outcome of yet
+    python tests/mutants.py page                   the page, from that session and the reasons in tests/mutants.toml
+
+Cosmic Ray makes the mutants, in a copy of the tree under out/mutants. Each is tested in a fork of a process that has imported torch
+already: its tests take seconds, that import ten.
+"""
+
+import argparse
+import importlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from cosmic_ray.commands import init
+from cosmic_ray.mutating import use_mutation
+from cosmic_ray.plugins import get_operator
+from cosmic_ray.work_db import WorkDB, use_db
+from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkResult
+from hypothesis import settings
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "out" / "mutants"
+SESSION, TREE = OUT / "session.sqlite", OUT / "tree"
+MODULES = [Path("lmht", name) for name in ("functional.py", "surrogate.py", "tgim.py")]
+TESTS = ("tests/test_neurons.py", "theorems/test_gradients.py", "theorems/test_contract.py")
+EXAMPLES, LIMIT = 10, 300  # of a property; seconds of a mutant's tests, after which it counts as killed
+# Of the operators that Cosmic Ray has, those whose mutants could be somebody's slip: each binary operator has one other to become.
+BINARY = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Div_FloorDiv", "BitAnd_BitOr")
+OTHERS = ("AddNot", "NumberReplacer", "RemoveDecorator", "ReplaceAndWithOr", "ReplaceOrWithAnd", "ReplaceTrueWithFalse")
+OTHERS += ("ReplaceUnaryOperator_Delete_Not", "ZeroIterationForLoop")
+
+
+def wanted(operator: str) -> bool:
+    name = operator.partition("/")[2]
+    comparison = name.removeprefix("ReplaceComparisonOperator_")
+    if comparison != name:  # that `==` is `is` for small integers says nothing of a test
+        return comparison in ("Is_IsNot", "IsNot_Is") or "Is" not in comparison
+    return name.removeprefix("ReplaceBinaryOperator_") in BINARY or name in OTHERS
+
+
+def prepare(db: WorkDB) -> None:
+    """A copy of what git knows of, and the list of mutants."""
+    tracked = ["lmht", "theorems", "tests", "pyproject.toml"]
+    names = subprocess.run(["git", "ls-files", *tracked], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shutil.rmtree(TREE, ignore_errors=True)
+    for name in names.splitlines():
+        (TREE / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, TREE / name)
+    os.chdir(TREE)
+    if not db.num_work_items:
+        init(MODULES, db, {})
+        left_out = [item.job_id for item in db.work_items if not wanted(item.mutations[0].operator_name)]
+        db.set_multiple_results(left_out, WorkResult(WorkerOutcome.SKIPPED, "not among the chosen operators"))
+
+
+def test() -> int:
+    """Exit code of the tests of the tree as it stands; minus the signal that ended them."""
+    child = os.fork()
+    if not child:
+        signal.alarm(LIMIT)
+        os.dup2(os.open(OUT / "last.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.dup2(1, 2)
+        settings.register_profile("mutants", max_examples=EXAMPLES, derandomize=True, database=None, deadline=None)
+        plugins = ["-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin", "--hypothesis-profile=mutants"]
+        os._exit(pytest.main(["-x", "-q", *plugins, *TESTS]))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run(minutes: float) -> None:
+    os.environ |= {"LMHT_BACKEND": "eager", "OMP_NUM_THREADS": "1"}  # the fused operators are other code
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    for module in ("torch._dynamo", "hypothesis.internal.conjecture.engine"):  # what takes the seconds
+        importlib.import_module(module)
+    SESSION.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * minutes
+    with use_db(SESSION) as db:
+        prepare(db)
+        sys.path[0] = str(TREE)
+        began = time.monotonic()
+        if test():
+            raise SystemExit(f"the tests fail without a mutation: {OUT / 'last.txt'}")
+        pending = list(db.pending_work_items)
+        sys.dont_write_bytecode = True  # a mutant of the same size and second would be taken for the last one
+        print(f"{len(pending)} mutants; the tests without a mutation took {time.monotonic() - began:.0f} s", flush=True)
+        random.Random(0).shuffle(pending)  # so that the part that an interrupted run has done is a fair one
+        for number, item in enumerate(pending):
+            if time.monotonic() > end:
+                raise SystemExit(f"time is up: {len(pending) - number} mutants not tested; the same command goes on")
+            (mutation,) = item.mutations
+            with use_mutation(mutation.module_path, get_operator(mutation.operator_name)(), mutation.occurrence) as two:
+                code = test()
+            outcome = TestOutcome.KILLED if code else TestOutcome.SURVIVED
+            db.set_result(item.job_id, WorkResult(WorkerOutcome.NORMAL, str(code), outcome, changed(*two)))
+
+
+def changed(before: str, after: str) -> str:
+    """The lines that differ."""
+    pairs = zip(before.splitlines(), after.splitlines(), strict=False)
+    if len(before.splitlines()) == len(after.splitlines()):
+        return "\n".join(f"-{a.strip()}\n+{b.strip()}" for a, b in pairs if a != b)
+    gone = next(a for a, b in pairs if a != b)  # a decorator is the one thing that is taken out
+    return f"-{gone.strip()}\n+"
+
+
+def place(mutation: MutationSpec) -> tuple[str, int]:
+    return str(mutation.module_path), mutation.start_pos[0]
+
+
+def page() -> str:
+    """The page; SystemExit if a mutant lives without a reason, or a reason is given for none that lives."""
+    known = tomllib.loads((ROOT / "tests" / "mutants.toml").read_text())["lives"]
+    reasons = {(one["was"], one["now"]): one["why"] for one in known}
+    with use_db(SESSION, WorkDB.Mode.open) as db:
+        done = [(item.mutations[0], result) for item, result in db.completed_work_items]
+        left = len(db.pending_work_items)
+    tested = [(mutation, result) for mutation, result in done if result.worker_outcome == WorkerOutcome.NORMAL]
+    lives = [(mutation, result) for mutation, result in tested if result.test_outcome == TestOutcome.SURVIVED]
+    rows, without = [], dict(reasons)
+    for mutation, result in sorted(lives, key=lambda one: (*place(one[0]), one[1].diff)):
+        was, now = (line[1:] for line in str(result.diff).splitlines())
+        if (was, now) not in reasons:
+            raise SystemExit(f"{mutation.module_path}:{mutation.start_pos[0]} lives and has no reason:\n-{was}\n+{now}")
+        without.pop((was, now), None)
+        code = [text.replace("|", "\\|") or " " for text in (was, now)]
+        rows.append(
+            f"| {mutation.module_path}, `{mutation.definition_name}` | `{code[0]}` | `{code[1]}` | {reasons[was, now]} |"
+        )
+    if without and not left:
+        raise SystemExit(f"reasons for mutants that do not live: {list(without)}")
+    counts = Counter((str(mutation.module_path), result.test_outcome) for mutation, result in tested)
+    lines = [
+        "# Mutants of the equations' code",
+        "",
+        "Generated by `tox run -e mutants`, with the reasons in `tests/mutants.toml`. A mutant is one change in one place. It is",
+        f"killed if a test of {', '.join(f'`{name}`' for name in TESTS)} fails, on {EXAMPLES} examples a property.",
+        "",
+        "| module | mutants | killed | live |",
+        "|---|---:|---:|---:|",
+    ]
+    for module in MODULES:
+        killed, alive = (counts[str(module), outcome] for outcome in (TestOutcome.KILLED, TestOutcome.SURVIVED))
+        lines.append(f"| {module} | {killed + alive} | {killed} | {alive} |")
+    skipped = len(done) - len(tested)
+    lines += [
+        "",
+        f"Not tested: {left} mutants, drawn at random, for want of time; {skipped} that are no likely slip (`+` to `<<`, `==` to",
+        "`is`); `lmht/kernels`, which the same suite tests, but without mutants.",
+        "",
+        "## Those that live",
+        "",
+        "| where | was | is | why no test can or need tell |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"Cosmic Ray {version('cosmic-ray')}, torch {version('torch').partition('+')[0]}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "page"))
+    parser.add_argument("--minutes", type=float, default=120, help="of run: start no further mutant after so long")
+    options = parser.parse_args()
+    if options.what == "run":
+        run(options.minutes)
+    else:
+        (ROOT / "results" / "mutants.md").write_text(page())
+
+
+if __name__ == "__main__":
+    main()
