@@ -1,5 +1,7 @@
 """Architectures: the paper's sizes by closed form, shapes, the time axis, and what is not affine."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 import lmht
 from lmht.energy import count_operations
 from lmht.graph import non_affine, presynaptic
-from lmht.networks import ARCHITECTURES, build
+from lmht.networks import ARCHITECTURES, MultiStep, build
 
 
 def conv_bn(i: int, o: int, k: int = 3, bias: int = 0) -> int:
@@ -75,6 +77,26 @@ def test_a_static_image_passes_the_stem_once_and_gives_the_mean_of_the_steps(arc
     assert steps.shape == (3, 2, 7)
     assert torch.equal(network(images), steps.mean(0))
     assert seen == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "causal"),
+    [
+        (lambda: lmht.LMHT(2, 2, theta=0.25), False),
+        (lambda: lmht.LMHT(2, 2, theta=0.25, tgim=lmht.FreeTGIM(2, "identity")), True),
+        (lambda: lmht.MHT(2, 2, theta=0.25), True),
+    ],
+    ids=["T-GIM", "identity", "no T-GIM"],
+)
+def test_the_t_gim_is_not_causal(make: Callable[[], nn.Module], causal: bool) -> None:
+    """What step 1 says depends on the frame of step 2, so "accuracy at step t < T" is no any-time accuracy."""
+    torch.manual_seed(0)
+    network = MultiStep(nn.Sequential(nn.Linear(8, 16), make(), nn.Linear(16, 3)), steps=2, frames=True)
+    frames = torch.randn(2, 4, 8)
+    first, second = network.step_logits(frames)
+    first_again, other = network.step_logits(torch.stack([frames[0], torch.randn(4, 8)]))
+    assert torch.equal(first, first_again) == causal
+    assert not torch.equal(second, other)
 
 
 @pytest.mark.parametrize("architecture", ["ResNet-18", "MS-ResNet-18", "VGG-13", "Transformer-4-384"])

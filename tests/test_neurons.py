@@ -145,6 +145,59 @@ def test_dtype_follows_the_input(dtype: torch.dtype) -> None:
     assert all(neuron(x).dtype == dtype for neuron in (lmht.IF(2), lmht.LMHT(2, 2), lmht.QCFS(4)))
 
 
+def test_what_is_left_out_is_no_leak_no_charge_and_the_chain_kept() -> None:
+    x = torch.tensor([[0.75], [0.5], [1.25]], dtype=torch.float64, requires_grad=True)
+    left_out, given = {"theta": 1.0}, {"theta": 1.0, "leak": 1.0, "v0": 0.0, "temporal_gradient": True}
+    for neuron, levels in ((functional.integrate_and_fire, {}), (functional.mht, {"levels": 2})):
+        pairs = [neuron(x, **levels, **arguments) for arguments in (left_out, given)]
+        torch.testing.assert_close(*pairs, rtol=0, atol=0)
+        gradients = [torch.autograd.grad(spikes.sum() + v.sum(), x) for spikes, v in pairs]
+        torch.testing.assert_close(*gradients, rtol=0, atol=0)
+    arguments = {"levels": 2, "theta": 1.0, "omega": torch.eye(3).double(), "leak": 1.0}
+    assert torch.equal(functional.lmht(x, **arguments), functional.lmht(x, **arguments, v0=0.0))
+    assert lmht.FreeTGIM(2)()[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("current", "upstream", "kept", "detached"),
+    [
+        ((0.25, 1.0), (1.0, 1.0), [1.0, 1.0], [0.0, 1.0]),  # m = 1/4, 5/4: through v(1) alone
+        ((0.75, 0.5), (0.0, 1.0), [0.0, 1.0], [0.0, 1.0]),  # m = 3/4, 5/4: v(1) and its reset cancel
+    ],
+)
+def test_the_chain_through_time(current, upstream, kept: list[float], detached: list[float]) -> None:
+    for chain, expected in ((True, kept), (False, detached)):
+        x = torch.tensor(current, dtype=torch.float64, requires_grad=True)
+        spikes, _ = functional.mht(x, levels=1, theta=1.0, temporal_gradient=chain)
+        spikes.backward(torch.tensor(upstream, dtype=torch.float64))
+        assert x.grad is not None
+        assert x.grad.tolist() == expected
+
+
+def test_a_leak_a_step() -> None:
+    """v(1) = 1/2 is kept whole, v(2) = 3/4 half: m(3) = 3/8 + 3/4 fires; with the first step's leak it would be 3/2."""
+    x = torch.tensor([0.5, 0.25, 0.75], dtype=torch.float64)
+    leak = torch.tensor([[1.0], [1.0], [0.5]], dtype=torch.float64, requires_grad=True)
+    out = functional.lmht(x, levels=1, theta=1.0, omega=torch.eye(3).double(), leak=leak)
+    out.sum().backward()
+    assert out.tolist() == [0, 0, 1]
+    assert leak.grad is not None
+    assert leak.grad.flatten().tolist() == [0, 0.5, 0.75]
+
+
+@pytest.mark.parametrize("call", [lambda x: functional.qcfs(x, levels=2, scale=1.0), lambda x: _lmht(x)])
+def test_a_second_derivative_is_refused(call) -> None:
+    x = torch.full((2, 3), 0.75, requires_grad=True)
+    (gradient,) = torch.autograd.grad(call(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_infinities_of_both_signs_are_no_nan() -> None:
+    x = torch.tensor([[float("inf")], [-float("inf")]])
+    assert functional.qcfs(x, levels=2, scale=1.0).flatten().tolist() == [1, 0]
+
+
 def _lmht(x: Tensor, **changes) -> Tensor:
     arguments = {"levels": 2, "theta": 1.0, "omega": torch.eye(2), "leak": 1.0} | changes
     return functional.lmht(x, **arguments)
@@ -156,13 +209,25 @@ def _lmht(x: Tensor, **changes) -> Tensor:
         (lambda: lmht.LMHT(0, 2), "levels (L) must be an integer >= 1, got 0"),
         (lambda: lmht.QCFS(0), "levels (L) must be an integer >= 1, got 0"),
         (lambda: lmht.MHT(1.5, 2), "levels (L) must be an integer >= 1, got 1.5"),
+        (lambda: lmht.MHT(True, 2), "levels (L) must be an integer >= 1, got True"),
         (lambda: lmht.IF(0), "steps (T) must be an integer >= 1, got 0"),
         (lambda: lmht.SigmoidTGIM(0), "steps (T) must be an integer >= 1, got 0"),
         (lambda: lmht.IF(2, theta=0.0), "theta must be finite and > 0, got 0.0"),
         (lambda: lmht.IF(2, theta=-1.0), "theta must be finite and > 0, got -1.0"),
         (lambda: lmht.IF(2, theta=float("nan")), "theta must be finite and > 0, got nan"),
+        (lambda: lmht.IF(2, theta=float("inf")), "theta must be finite and > 0, got inf"),
         (lambda: lmht.QCFS(2, scale=0.0), "scale must be > 0, got 0.0"),
-        (lambda: functional.qcfs(torch.ones(2), levels=2, scale=-1.0), "scale must be finite and > 0, got -1.0"),
+        *(
+            (
+                lambda scale=scale: functional.qcfs(torch.ones(2), levels=2, scale=scale),
+                f"scale must be finite and > 0, got {scale}",
+            )
+            for scale in (-1.0, 0.0, float("inf"))
+        ),
+        (
+            lambda: functional.qcfs(torch.ones(2), levels=2, scale=torch.ones(2)),
+            "scale must be one number, got a tensor of shape (2,)",
+        ),
         (lambda: lmht.LMHT(2, 2, tgim=lmht.SigmoidTGIM(3)), "the T-GIM is for 3 steps, the neuron has steps = 2"),
         (lambda: lmht.FreeTGIM(2, "zero"), "start must be 'uniform' or 'identity', got 'zero'"),
         (lambda: lmht.IF(2)(torch.ones(3, 4)), "folded input must be [T*N, ...] with T = 2, got shape (3, 4)"),
@@ -184,6 +249,8 @@ def _lmht(x: Tensor, **changes) -> Tensor:
         (lambda: _lmht(torch.tensor([[1.0], [float("nan")]])), "input holds 1 NaN of 2 values"),
         (lambda: lmht.QCFS(2)(torch.tensor([float("nan")])), "input holds 1 NaN of 1 values"),
         (lambda: _lmht(torch.ones(2, 3, dtype=torch.int64)), "input must be a floating-point tensor, got torch.int64"),
+        (lambda: _lmht(torch.ones(2, 3), omega=torch.eye(2, device="meta")), "omega is on meta, the input on cpu"),
+        (lambda: _lmht(torch.ones(0, 3)), "input must be [T, ...] with T >= 1, got shape (0, 3)"),
         (lambda: _lmht(torch.ones(())), "input must be [T, ...] with T >= 1, got shape ()"),
     ],
 )

@@ -1,6 +1,7 @@
 """The neurons are the equations, and keep the contract: dtype, device, shapes, range, no neighbours, no memory."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -168,6 +169,25 @@ def test_views(impl: Loaded, steps: int) -> None:
     want = everything(impl, same.contiguous(), 0.375)
     for key, value in everything(impl, same, 0.375).items():
         assert torch.equal(value, want[key]), f"{key} of an expanded input"
+
+
+@contract("leak is 1 and v(0) is 0 where they are left out")
+def test_defaults(impl: Loaded) -> None:
+    x = dyadic(4, 5)
+    arguments: dict[str, dict[str, Any]] = {"integrate_and_fire": {}, "mht": {"levels": 2}}
+    for method, levels in arguments.items():
+        if impl.provides(method):
+            left_out = getattr(impl, method)(x, theta=0.75, **levels)
+            given = getattr(impl, method)(x, theta=0.75, leak=1.0, v0=0.0, **levels)
+            assert all(map(torch.equal, left_out, given)), f"{method} without leak and v0"
+    if impl.provides("lmht"):
+        mixed = {
+            "levels": 2,
+            "theta": 0.75,
+            "omega": torch.eye(4, dtype=x.dtype),
+            "leak": torch.ones((), dtype=x.dtype),
+        }
+        assert torch.equal(impl.lmht(x, **mixed), impl.lmht(x, **mixed, v0=0.0)), "lmht without v0"
 
 
 @contract("integrate_and_fire is mht at L = 1")
