@@ -21,6 +21,8 @@ NETWORK = ("relu", "qcfs", "if", "lmht", "reparameterised", "lmht-naive", "spiki
 STEP = ("relu", "qcfs", "lmht", "lmht-T4", "spikingjelly-ilif")  # lmht: at T = 2
 CHECKED = (10_007, 1 << 14)  # neurons: no multiple of a vector or a block, and one: Triton generates two kernels
 GROUPS = {  # of operators, for where the time goes; inner names first
+    "normalisation and neuron backward": ("_NormalizedBackward",),
+    "normalisation and neuron forward": ("_Normalized",),
     "neuron backward": ("_FireBackward", "_QcfsBackward"),
     "neuron forward": ("_Fire", "_Qcfs"),
     "convolution backward": ("convolution_backward",),

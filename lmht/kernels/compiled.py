@@ -1,4 +1,4 @@
-"""The fast CPU path: ``fire.cpp`` and ``qcfs.cpp``, compiled for one T and one dtype when first needed, in about two seconds.
+"""The fast CPU path: ``fire.cpp``, ``qcfs.cpp`` and ``norm.cpp``, compiled for one T and dtype when first needed, in two seconds.
 
 Inductor's C++ tool chain compiles it: it finds the compiler and the OpenMP runtime that torch itself uses, tunes for this
 processor, and keeps the library in its cache on disk. The loops are written by hand: those that Inductor generates from the
@@ -8,7 +8,7 @@ equations leave the T + T^2 sums for lambda and Omega out of the fusion from T =
 import ctypes
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ def build(name: str, dtype: torch.dtype, **constants: int) -> ctypes.CDLL:
 
 
 POINTER, INTEGER, FLAG = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
+CHANNELS: list[Any] = [POINTER, INTEGER, POINTER]  # of vectors.h
+WIDEST = 64  # every kernel's number of elements taken at once divides it
 
 
 @functools.cache
@@ -62,8 +64,8 @@ def library(steps: int, dtype: torch.dtype) -> ctypes.CDLL:
     long = steps > 16 and dtype.itemsize >= 4
     loaded = build("fire.cpp", dtype, STEPS=steps, REGISTERS=4 if long else 1)
     neuron: list[Any] = [POINTER, POINTER, POINTER, FLAG, POINTER, ctypes.c_int]
-    loaded.forward.argtypes = [ctypes.c_int, POINTER, INTEGER, INTEGER, *neuron, POINTER]
-    gradients: list[Any] = [FLAG, POINTER, POINTER, POINTER]
+    loaded.forward.argtypes = [ctypes.c_int, POINTER, INTEGER, INTEGER, *neuron, *CHANNELS, POINTER]
+    gradients: list[Any] = [FLAG, *CHANNELS, POINTER, POINTER, POINTER, POINTER]
     loaded.backward.argtypes = [ctypes.c_int, POINTER, INTEGER, POINTER, INTEGER, INTEGER, *neuron, *gradients]
     loaded.forward.restype = loaded.backward.restype = None
     return loaded
@@ -78,11 +80,38 @@ def qcfs_library(dtype: torch.dtype) -> ctypes.CDLL:
     """``qcfs.cpp`` for ``dtype``."""
     loaded = build("qcfs.cpp", dtype, REGISTERS=1)
     wide = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
-    activation: list[Any] = [wide, POINTER, ctypes.c_int]
+    activation: list[Any] = [wide, POINTER, ctypes.c_int, *CHANNELS]
     loaded.forward.argtypes = [POINTER, INTEGER, *activation, POINTER]
-    loaded.backward.argtypes = [POINTER, POINTER, INTEGER, *activation, POINTER, POINTER]
+    loaded.backward.argtypes = [POINTER, POINTER, INTEGER, *activation, POINTER, POINTER, POINTER]
     loaded.forward.restype = loaded.backward.restype = None
     return loaded
+
+
+@functools.cache
+def norm_library(dtype: torch.dtype) -> ctypes.CDLL:
+    """``norm.cpp`` for ``dtype``."""
+    loaded = build("norm.cpp", dtype, REGISTERS=1)
+    loaded.normalization_backward.argtypes = [POINTER, POINTER, INTEGER, POINTER, INTEGER, ctypes.c_int, POINTER]
+    loaded.normalization_backward.restype = None
+    return loaded
+
+
+class Normalization(NamedTuple):
+    """What stands between ``x`` and the activation: the current is ``scale[c] * x + shift[c] + residual``, channels innermost.
+
+    Attributes:
+        rows: scale, shift and mean as ``[3, period]``, each C values repeated up to a multiple of C and :data:`WIDEST`.
+        residual: laid out as ``x``, or None.
+    """
+
+    rows: Tensor
+    residual: Tensor | None
+
+
+def channels(norm: Normalization | None) -> tuple[int | None, int, int | None]:
+    if norm is None:
+        return None, 0, None
+    return norm.rows.data_ptr(), norm.rows.shape[1], None if norm.residual is None else norm.residual.data_ptr()
 
 
 def neuron(
@@ -93,11 +122,20 @@ def neuron(
     return mixing, leak.data_ptr(), v0.data_ptr(), v0.dim() > 0, constants.data_ptr(), torch.get_num_threads()
 
 
-def fire(x: Tensor, omega: Tensor | None, leak: Tensor, v0: Tensor, constants: Tensor, out: Tensor) -> Tensor:
+def fire(
+    x: Tensor,
+    omega: Tensor | None,
+    leak: Tensor,
+    v0: Tensor,
+    constants: Tensor,
+    out: Tensor,
+    norm: Normalization | None = None,
+) -> Tensor:
     """``s(t) * theta`` as ``[T, M]``, for ``x [T, M]`` with dense rows; see :mod:`lmht.kernels.operator` for the rest."""
     steps, size = x.shape
+    parameters = neuron(omega, leak, v0, constants)
     forward = library_for(steps, x.dtype).forward
-    forward(steps, x.data_ptr(), x.stride(0), size, *neuron(omega, leak, v0, constants), out.data_ptr())
+    forward(steps, x.data_ptr(), x.stride(0), size, *parameters, *channels(norm), out.data_ptr())
     return out
 
 
@@ -112,8 +150,13 @@ def fire_backward(
     *,
     chain: bool,
     parameters: bool,
+    norm: Normalization | None = None,
+    sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``dx [T, M]``, ``domega [T, T]``, ``dleak [T]``; the last two unset without ``parameters``, domega zero without Omega."""
+    """``dx [T, M]``, ``domega [T, T]``, ``dleak [T]``; the last two unset without ``parameters``, domega zero without Omega.
+
+    With a normalisation dx is the gradient after it, and ``sums [2, period]`` gets its sums and those of it times (x - mean).
+    """
     steps, size = x.shape
     domega, dleak = leak.new_empty(steps, steps), leak.new_empty(steps)
     library_for(steps, x.dtype).backward(
@@ -125,23 +168,34 @@ def fire_backward(
         size,
         *neuron(omega, leak, v0, constants),
         chain,
+        *channels(norm),
         dx.data_ptr(),
         *((dleak.data_ptr(), domega.data_ptr()) if parameters else (None, None)),
+        None if sums is None else sums.data_ptr(),
     )
     return dx, domega, dleak
 
 
-def qcfs(x: Tensor, scale: Tensor, levels: int, out: Tensor) -> Tensor:
+def qcfs(x: Tensor, scale: Tensor, levels: int, out: Tensor, norm: Normalization | None = None) -> Tensor:
     """The activation of dense ``x [M]``; scale ``[]`` in the dtype that is computed in."""
     forward = qcfs_library(x.dtype).forward
-    forward(x.data_ptr(), x.numel(), levels, scale.data_ptr(), torch.get_num_threads(), out.data_ptr())
+    arguments = scale.data_ptr(), torch.get_num_threads(), *channels(norm)
+    forward(x.data_ptr(), x.numel(), levels, *arguments, out.data_ptr())
     return out
 
 
 def qcfs_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, levels: int, dx: Tensor, *, parameters: bool
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    levels: int,
+    dx: Tensor,
+    *,
+    parameters: bool,
+    norm: Normalization | None = None,
+    sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``dx [M]`` and ``dscale []``, the latter unset without ``parameters``."""
+    """``dx [M]`` and ``dscale []``, the latter unset without ``parameters``; normalisation as in :func:`fire_backward`."""
     dscale = torch.empty_like(scale)
     qcfs_library(x.dtype).backward(
         grad.data_ptr(),
@@ -150,7 +204,17 @@ def qcfs_backward(
         levels,
         scale.data_ptr(),
         torch.get_num_threads(),
+        *channels(norm),
         dx.data_ptr(),
         dscale.data_ptr() if parameters else None,
+        None if sums is None else sums.data_ptr(),
     )
     return dx, dscale
+
+
+def norm_backward(dy: Tensor, x: Tensor, rows: Tensor, dx: Tensor) -> Tensor:
+    """``p * dy + q * (x - mean) + r``, for the ``rows [4, period]`` p, q, r and mean; ``dx`` may be ``dy``."""
+    backward = norm_library(x.dtype).normalization_backward
+    arguments = rows.data_ptr(), rows.shape[1], torch.get_num_threads(), dx.data_ptr()
+    backward(dy.data_ptr(), x.data_ptr(), x.numel(), *arguments)
+    return dx

@@ -1,4 +1,5 @@
-// The fused LM-HT operator on the CPU: one read and one write forward, two reads and one write backward, whatever T.
+// The fused LM-HT operator on the CPU: one read and one write forward, two reads and one write backward, whatever T. With a batch
+// normalisation before it (Channels) likewise, and norm.cpp ends the backward pass.
 //
 // STEPS is T up to 16; one kernel with STEPS = 64 takes all T from 17 to 64. A thread takes a vector of neurons through all T steps
 // at once. A row is one time-step of x [T, M], its elements adjacent.
@@ -54,14 +55,19 @@ INLINE inline void integrate_and_fire(int T, const Neuron& neuron, int64_t first
 }  // namespace
 
 extern "C" void forward(int steps, const SCALAR* x, int64_t stride, int64_t size, const WIDE* omega, const WIDE* leak,
-                        const WIDE* v0, bool potentials, const WIDE* constants, int threads, SCALAR* out) {
+                        const WIDE* v0, bool potentials, const WIDE* constants, int threads, const WIDE* normalization,
+                        int64_t period, const SCALAR* residual, SCALAR* out) {
   const int T = known(steps);
+  const Channels channels{normalization, period, residual};
 #pragma omp parallel for num_threads(threads_for(size * T, threads)) schedule(static)
-  for (int64_t start = 0; start < size; start += CHUNK) {
+  for (int64_t start = 0; start < size; start += channels.chunk()) {
     const Neuron neuron(T, omega, leak, v0, potentials, constants);
-    vectors(start, std::min(start + CHUNK, size), [&](int64_t first, auto n) INLINE {
+    int64_t c = 0;
+    vectors(start, std::min(start + channels.chunk(), size), [&](int64_t first, auto n) INLINE {
       Wide xs[STEPS], before[STEPS], m[STEPS], outs[STEPS];
-      UNROLL for (int t = 0; t < T; ++t) xs[t] = load(x + t * stride + first, n);
+      UNROLL for (int t = 0; t < T; ++t)
+        xs[t] = channels.current(load(x + t * stride + first, n), t * size + first, c, n);
+      c = channels.after(c);
       integrate_and_fire(T, neuron, first, n, xs, before, m, outs);
       UNROLL for (int t = 0; t < T; ++t) store(outs[t], out + t * size + first, n);
     });
@@ -69,22 +75,28 @@ extern "C" void forward(int steps, const SCALAR* x, int64_t stride, int64_t size
 }
 
 // dx and, unless they are null, dleak [T] and domega [T, T] (without Omega: zeros). These are summed within a chunk, then over the
-// chunks in order, so the number of threads does not show.
+// chunks in order, so the number of threads does not show. With a normalisation dx is the gradient after it (and, as it is, that of
+// the residual), and dchannels has its sums, and its sums with x - mean, over all elements at a place of the row.
 extern "C" void backward(int steps, const SCALAR* grad, int64_t grad_stride, const SCALAR* x, int64_t stride, int64_t size,
                          const WIDE* omega, const WIDE* leak, const WIDE* v0, bool potentials, const WIDE* constants, int threads,
-                         bool chain, SCALAR* dx, WIDE* dleak, WIDE* domega) {
+                         bool chain, const WIDE* normalization, int64_t period, const SCALAR* residual, SCALAR* dx, WIDE* dleak,
+                         WIDE* domega, WIDE* dchannels) {
   const int T = known(steps), SUMS = T + T * T;
-  const int64_t chunks = (size + CHUNK - 1) / CHUNK;
+  const Channels channels{normalization, period, residual};
+  const int64_t size_of_chunk = channels.chunk(), chunks = (size + size_of_chunk - 1) / size_of_chunk;
   std::vector<double> partial(dleak ? chunks * SUMS : 0);
+  std::vector<WIDE> partial_channels(chunks * channels.sums());
 #pragma omp parallel for num_threads(threads_for(size * T, threads)) schedule(static)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const Neuron neuron(T, omega, leak, v0, potentials, constants);
     const Wide low(neuron.low), high(neuron.high), one(1);
     Part sums[STEPS + STEPS * STEPS];  // T for lambda, then T x T for Omega
     std::fill_n(sums, SUMS, Part(0));
-    vectors(chunk * CHUNK, std::min((chunk + 1) * CHUNK, size), [&](int64_t first, auto n) INLINE {
+    int64_t c = 0;
+    vectors(chunk * size_of_chunk, std::min((chunk + 1) * size_of_chunk, size), [&](int64_t first, auto n) INLINE {
       Wide xs[STEPS], before[STEPS], m[STEPS], outs[STEPS], dm[STEPS];
-      UNROLL for (int t = 0; t < T; ++t) xs[t] = load(x + t * stride + first, n);
+      UNROLL for (int t = 0; t < T; ++t)
+        xs[t] = channels.current(load(x + t * stride + first, n), t * size + first, c, n);
       integrate_and_fire(T, neuron, first, n, xs, before, m, outs);
       UNROLL for (int t = T - 1; t >= 0; --t) {
         const Wide window = m[t].ge(low) * m[t].le(high);
@@ -99,7 +111,11 @@ extern "C" void backward(int steps, const SCALAR* grad, int64_t grad_stride, con
           UNROLL for (int t = 1; t < T; ++t) value = fmadd(Wide(neuron.omega[t * T + j]), dm[t], value);
         }
         store(value, dx + j * size + first, n);
+        if (channels.rows)
+          channels.add(Channels::narrowed(value), load(x + j * stride + first, n), c,
+                       partial_channels.data() + chunk * channels.sums());
       }
+      c = channels.after(c);
       if (dleak)
         UNROLL for (int t = 0; t < T; ++t) {
           add_product(dm[t], before[t], sums[t]);
@@ -110,6 +126,7 @@ extern "C" void backward(int steps, const SCALAR* grad, int64_t grad_stride, con
     if (dleak)
       for (int k = 0; k < SUMS; ++k) partial[chunk * SUMS + k] = total(sums[k]);
   }
+  add_up(partial_channels, channels.sums(), dchannels);
   if (dleak)
     for (int k = 0; k < SUMS; ++k) {
       double sum = 0;

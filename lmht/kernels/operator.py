@@ -247,9 +247,12 @@ class _Qcfs(torch.autograd.Function):
 DIRECT: dict[Any, Any] = {fire: _Fire, qcfs: _Qcfs}
 
 
+def plain(x: Tensor) -> bool:
+    """Whether nobody but autograd looks on: a tensor of values, without a tracer, a transform or a dispatch mode."""
+    seen = type(x) not in (Tensor, nn.Parameter) or symbolic(x) or torch.jit.is_tracing()
+    return not (seen or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
+
+
 def call(op: Any, x: Tensor, *rest: Any) -> Tensor:
     """The operator: on plain tensors without torch's way to a registered one, which costs more than a small layer."""
-    plain = type(x) in (Tensor, nn.Parameter) and not symbolic(x) and not torch.jit.is_tracing()
-    if not plain or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
-        return op(x, *rest)
-    return DIRECT[op].apply(x, *rest)
+    return DIRECT[op].apply(x, *rest) if plain(x) else op(x, *rest)

@@ -1,8 +1,8 @@
 // What the kernels share: vectors of elements in the dtype that is computed in, and chunks whose sums are added in order.
 //
 // compiled.py defines SCALAR (the dtype of x, out and their gradients), WIDE (computed in) and REGISTERS (of elements that are taken
-// at once) above this text, and puts the kernel below it. Products and sums stay separate (the compiler is told not to contract them) and the division is IEEE's, so that a tie
-// falls as in the reference.
+// at once) above this text, and puts the kernel below it. Products and sums stay separate (the compiler is told not to contract them)
+// and the division is IEEE's, so that a tie falls as in the reference.
 
 #include <ATen/cpu/vec/vec.h>
 
@@ -52,6 +52,50 @@ INLINE inline void store(const Wide& value, SCALAR* row, Count n) {
 
 INLINE inline void add_product(const Wide& a, const Wide& b, Part& sum) {
   for (int i = 0; i < PARTS; ++i) sum = fmadd(a[i], b[i], sum);
+}
+
+// A batch normalisation before the activation, and a residual sum after it: the current is x * scale[c] + shift[c] + residual. Channels
+// lie innermost, so that element i has channel i mod C; each row holds the C values again and again, up to a multiple of WIDTH.
+struct Channels {
+  const WIDE* rows;  // scale, shift, mean, one after the other; null: the current is x itself
+  int64_t period;    // of a row
+  const SCALAR* residual;  // laid out as x, or null
+
+  // Elements whose sums are taken together: whole rows, and so many that a chunk's own 2 * period sums don't weigh.
+  int64_t chunk() const { return rows ? std::max<int64_t>(16, (CHUNK + period - 1) / period) * period : CHUNK; }
+
+  // rounded to SCALAR where a tensor would be, after the normalisation and after the sum
+  template <typename Count>
+  INLINE Wide current(const Wide& x, int64_t offset, int64_t channel, Count n) const {
+    if (!rows) return x;
+    Wide y = narrowed(fmadd(x, Wide::loadu(rows + channel), Wide::loadu(rows + period + channel)));
+    return residual ? narrowed(y + load(residual + offset, n)) : y;
+  }
+
+  static Wide narrowed(const Wide& value) {
+    if constexpr (std::is_same_v<SCALAR, WIDE>) return value;
+    return at::vec::convert<WIDE, PARTS, SCALAR, REGISTERS>(at::vec::convert<SCALAR, REGISTERS, WIDE, PARTS>(value));
+  }
+
+  int64_t after(int64_t channel) const { return channel + WIDTH == period ? 0 : channel + WIDTH; }
+
+  // to the chunk's sums over all elements of a channel, rows of gradients and of gradients * (x - mean)
+  INLINE void add(const Wide& gradient, const Wide& x, int64_t channel, WIDE* sums) const {
+    WIDE* to = sums + channel;
+    (Wide::loadu(to) + gradient).store(to);
+    fmadd(gradient, x - Wide::loadu(rows + 2 * period + channel), Wide::loadu(to + period)).store(to + period);
+  }
+
+  int64_t sums() const { return rows ? 2 * period : 0; }
+};
+
+// Over the chunks, in order: parts [chunks, count] to sums [count].
+void add_up(const std::vector<WIDE>& parts, int64_t count, WIDE* sums) {
+  for (int64_t i = 0; i < count; ++i) {
+    double sum = 0;
+    for (size_t at = i; at < parts.size(); at += count) sum += parts[at];
+    sums[i] = sum;
+  }
 }
 
 double total(const Part& sum) {

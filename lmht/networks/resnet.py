@@ -4,6 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from lmht import fusion
 from lmht.networks.base import Activation, Network, conv_bn, initialise, scaled
 
 Stem = Literal["small", "imagenet", "imagenet-avg"]
@@ -22,7 +23,7 @@ class BasicBlock(nn.Module):
         self.neuron = activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.neuron(self.residual(x) + self.shortcut(x))
+        return fusion.chain([self.residual, self.neuron], x, residual=self.shortcut(x))
 
 
 class MSBlock(nn.Module):
@@ -35,7 +36,7 @@ class MSBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, activation: Activation) -> None:
         super().__init__()
         self.neuron = activation()
-        self.residual = nn.Sequential(
+        self.residual = fusion.Sequential(
             *conv_bn(inputs, outputs, stride=stride), activation(), *conv_bn(outputs, outputs)
         )
         same = stride == 1 and inputs == outputs

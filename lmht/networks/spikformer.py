@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from lmht import fusion
 from lmht.networks.base import Activation, Network, conv_bn, initialise, scaled
 
 
@@ -13,7 +14,7 @@ class PatchSplitting(nn.Module):
     def __init__(self, dims: list[int], activation: Activation, pools: tuple[bool, bool]) -> None:
         super().__init__()
         pool3, pool4 = (nn.MaxPool2d(3, 2, 1) if pool else nn.Identity() for pool in pools)
-        self.split = nn.Sequential(
+        self.split = fusion.Sequential(
             activation(),
             conv_bn(dims[0], dims[1]),
             activation(),
@@ -24,7 +25,7 @@ class PatchSplitting(nn.Module):
             activation(),
             pool4,
         )
-        self.position = nn.Sequential(conv_bn(dims[3], dims[3]), activation())
+        self.position = fusion.Sequential(conv_bn(dims[3], dims[3]), activation())
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.split(x)

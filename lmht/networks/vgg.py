@@ -4,6 +4,7 @@ from typing import Literal
 
 from torch import nn
 
+from lmht import fusion
 from lmht.networks.base import Activation, Network, conv_bn, initialise, scaled
 
 _GROUPS = {  # convolutions in each group at 64, 128, 256, 512, 512 channels
@@ -62,6 +63,6 @@ def vgg(
             nn.Linear(hidden, classes),
         )
     )
-    network = Network(stem, nn.Sequential(*body), head, in_channels=in_channels, steps=steps, frames=frames)
+    network = Network(stem, fusion.Sequential(*body), head, in_channels=in_channels, steps=steps, frames=frames)
     initialise(network)
     return network
