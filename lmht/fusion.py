@@ -88,7 +88,7 @@ def fits(norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tensor | N
         return False
     if norm.running_mean is None and x.dtype != compute_dtype(x):
         return False  # torch takes the statistics of halves in halves then
-    steps = 1 if isinstance(activation, QCFS) else activation.steps
+    steps: int = getattr(activation, "steps", 1)  # QCFS has no time
     if x.shape[0] % steps or not getattr(activation, "folded", True):
         return False
     return kernels.backend_for(x.unflatten(0, (steps, -1))) == "compiled"
@@ -141,6 +141,8 @@ class _Pair:
     @staticmethod
     def run(norm: Any, activation: Any, x: Tensor, residual: Tensor | None) -> Tensor:
         own, eps = _own_statistics(norm), norm.eps
+        omega: Tensor | None
+        leak: Tensor
         if isinstance(activation, QCFS):
             pair = _Pair(0, activation.levels, 0.0, 0.0, False, eps, own)
             omega, leak = None, activation.scale
@@ -179,7 +181,7 @@ class _Normalized(torch.autograd.Function):
         shift = -mean * scale if bias is None else bias - mean * scale
         rows = repeated(scale, shift, mean)
         out, norm = torch.empty_like(x), compiled.Normalization(rows, residual)
-        kernel = compiled.fire if pair.steps else compiled.qcfs
+        kernel: Any = compiled.fire if pair.steps else compiled.qcfs
         kernel(*pair.arguments(x, omega, leak), out, norm)
         ctx.save_for_backward(x, residual, weight, omega, leak, rows, inverse)
         ctx.pair = pair
@@ -195,17 +197,14 @@ class _Normalized(torch.autograd.Function):
         )
         dy, sums = torch.empty_like(x), rows.new_empty(2, rows.shape[1])
         options = {"norm": compiled.Normalization(rows, residual), "sums": sums, "parameters": wanted[4] or wanted[5]}
-        domega = dleak = None
+        rows_of_grad = grad.movedim(1, -1).view(max(pair.steps, 1), -1)
+        kernel: Any = compiled.fire_backward if pair.steps else compiled.qcfs_backward
         if pair.steps:
-            given = grad.movedim(1, -1).view(pair.steps, -1)
-            _, domega, dleak = compiled.fire_backward(
-                given, *pair.arguments(x, omega, leak), dy, chain=pair.chain, **options
-            )
-            dleak = dleak.reshape(leak.shape) if leak.dim() else dleak.sum()
-        else:
-            given = grad.movedim(1, -1).view(-1)
-            _, dleak = compiled.qcfs_backward(given, *pair.arguments(x, omega, leak), dy, **options)
-            dleak = dleak.reshape(leak.shape)
+            options["chain"] = pair.chain
+        _, *domega, dleak = kernel(
+            rows_of_grad if pair.steps else rows_of_grad[0], *pair.arguments(x, omega, leak), dy, **options
+        )
+        dleak = dleak.reshape(leak.shape) if leak.numel() == dleak.numel() else dleak.sum()
         channels = x.shape[1]
         total, centred = sums.double().view(2, -1, channels).sum(1)  # of dy, and of dy * (x - mean)
         scale, _, mean = rows[:, :channels].double()
@@ -220,7 +219,7 @@ class _Normalized(torch.autograd.Function):
             dy,
             None if weight is None else (centred * inverse.double()).to(weight.dtype),
             total.to(rows.dtype),
-            domega if omega is None or domega is None else domega.to(omega.dtype),
+            None if omega is None else domega[0].to(omega.dtype),
             dleak.to(leak.dtype),
         )
         return *(one if want else None for one, want in zip(gradients, wanted, strict=False)), None, None, None
