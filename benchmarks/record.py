@@ -45,6 +45,7 @@ class Measured:
         predictions: classes [N], by the metric that is their accuracy.
         tgim: of every LM-HT layer, by its name: ``omega`` [T][T] and ``leak``.
         version: of the code that measured (:data:`benchmarks.run.evaluate.VERSION`).
+        uncounted: operations of the network that are in no count of operations.
     """
 
     metrics: dict[str, float]
@@ -52,6 +53,7 @@ class Measured:
     predictions: dict[str, np.ndarray]
     tgim: dict[str, dict[str, Any]]
     version: int
+    uncounted: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -348,6 +348,8 @@ class Store:
             self.client.log_artifact(run_id, str(result.checkpoint))
             self._log(run_id, result.metrics, 0, when)
             self.client.set_tag(run_id, "data_digest", source["digest"])
+            if result.measured.uncounted:
+                self.client.set_tag(run_id, "uncounted", ", ".join(result.measured.uncounted)[:5000])
             sha256 = hashlib.sha256(result.checkpoint.read_bytes()).hexdigest()
             self.client.set_tag(run_id, "checkpoint_sha256", sha256)
             self._keep_record(run_id, "finished", result=result, checkpoint_sha256=sha256)

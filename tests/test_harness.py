@@ -313,6 +313,17 @@ def test_without_validation_all_training_images_train(profile: spec.Profile, tmp
     assert not {"val/final", "test/best_val"} & set(result.metrics)
 
 
+def test_operations_that_are_not_counted_are_logged(profile: spec.Profile, store: Store, tmp_path: Path) -> None:
+    """Spiking self-attention multiplies two activations, twice a block."""
+    rows = [row for row in spec.load_spec("table_s1").row if row.architecture == "Transformer-4-384"][:1]
+    (job,) = schedule.jobs_of({"table_s1": rows}, profile, 1)
+    options = {"parallel": 1, "device": "cpu", "root": tmp_path, "progress": lambda job, event: None}
+    assert schedule.run([job], store, **options) == {}
+    (line,) = store.seeds().to_dict("records")
+    assert line["ops/uncounted"] == 8
+    assert len(line["tag.uncounted"].split(", ")) == 8
+
+
 def test_a_step_too_far_leaves_qcfs_scales_positive() -> None:
     scales = [torch.nn.Parameter(torch.tensor(value)) for value in (-0.5, 0.7)]
     train.keep_scales_positive(scales)

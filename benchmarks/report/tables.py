@@ -133,7 +133,7 @@ def measures(table: str, row: Row) -> dict[str, str]:
     found = {"accuracy_pct": "test/final" if row.stage == "trained" else f"{source}accuracy"}
     if row.stage == "trained":
         found |= {"accuracy_at_best_validation_pct": "test/best_val", "accuracy_best_test_epoch_pct": "test/best"}
-    found |= {"sops_g": f"{source}sops_g", "energy_mj": f"{source}energy_mj"}
+    found |= {"sops_g": f"{source}sops_g", "energy_mj": f"{source}energy_mj", "uncounted": f"{source}uncounted"}
     if row.stage == "trained":
         found |= {"macs_g": "ops/macs_g", "energy_with_macs_mj": "ops/energy_with_macs_mj"}
         if row.steps > 1:
@@ -233,6 +233,8 @@ def ours(table: str, rows: list[Row], spec: Spec, paper: pd.DataFrame, results: 
         "n": str(len(lines)),
         "seeds": joined(lines.index),
     }
+    if len(left_out := values.pop("uncounted")):
+        line["operations_not_counted"] = number(left_out.max())
     for name, series in values.items():
         line |= summary(name, series)
     final = spec.published_columns[-1] if table == "table4" else "accuracy_pct"
@@ -482,6 +484,16 @@ def view(table: str, frame: pd.DataFrame, results: Results) -> View:
     if len(versions) > 1:
         notes.append(
             f"Not evaluated by one version of the code, but by {joined(versions)}: `python -m benchmarks evaluate` does."
+        )
+    left_out = [
+        f"{line['label']}, {line['architecture']} ({line['operations_not_counted']})"
+        for line in lines
+        if line.get("operations_not_counted")
+    ]
+    if left_out:
+        notes.append(
+            "SOPs and energy leave out operations whose cost in spikes nothing gives, as attention's products of two "
+            f"activations; how many, by network: {'; '.join(dict.fromkeys(left_out))}."
         )
     notes += [spec.note] if spec.note else []
     statuses = [(line["label"], line["architecture"], line["status"]) for line in lines]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import lmht
 from benchmarks.record import Measured
 from lmht.conversion import to_if
-from lmht.energy import count_operations
+from lmht.energy import Operations, count_operations
 from lmht.graph import non_affine
 from lmht.networks import MultiStep
 from lmht.reparameterize import foretell, reparameterize, repeat_frames
@@ -55,8 +55,8 @@ def evaluate(network: MultiStep, test: Iterable[Any], device: torch.device, floa
     classes = {"test/final": predictions[-1]}
     some = first_images(test, COUNTED_IMAGES, network.frames).to(device)
     operations = count_operations(network, some)
-    metrics |= {"ops/sops_g": operations.total_sops * 1e-9, "ops/macs_g": operations.total_macs * 1e-9}
-    metrics |= {"ops/energy_mj": operations.energy_mj, "ops/energy_with_macs_mj": operations.energy_with_macs_mj}
+    metrics |= cost("ops/", operations) | {"ops/macs_g": operations.total_macs * 1e-9}
+    metrics |= {"ops/energy_with_macs_mj": operations.energy_with_macs_mj}
     if network.steps > 1:
         for t in range(network.steps):
             metrics[f"prefix/t{t + 1}"] = share(predictions[t] == labels)
@@ -66,9 +66,7 @@ def evaluate(network: MultiStep, test: Iterable[Any], device: torch.device, floa
             found, _ = predict(converted, test, device)
             metrics[f"if/T{steps}/accuracy"] = accuracy(found, labels)
             classes[f"if/T{steps}/accuracy"] = found[-1]
-            operations = count_operations(converted, some)
-            metrics[f"if/T{steps}/sops_g"] = operations.total_sops * 1e-9
-            metrics[f"if/T{steps}/energy_mj"] = operations.energy_mj
+            metrics |= cost(f"if/T{steps}/", count_operations(converted, some))
     if any(isinstance(m, lmht.LMHT | lmht.MHT) and m.levels > 1 for m in network.modules()):
         more, classes["reparam/accuracy"] = evaluate_reparameterized(network, test, some, device, float64)
         metrics |= more
@@ -77,7 +75,14 @@ def evaluate(network: MultiStep, test: Iterable[Any], device: torch.device, floa
         if isinstance(module, lmht.LMHT):
             omega, leak = module.tgim()
             tgim[name] = {"omega": omega.tolist(), "leak": leak.tolist()}
-    return Measured(metrics, labels.numpy(), {name: one.numpy() for name, one in classes.items()}, tgim, VERSION)
+    by_metric = {name: one.numpy() for name, one in classes.items()}
+    return Measured(metrics, labels.numpy(), by_metric, tgim, VERSION, operations.uncounted)
+
+
+def cost(source: str, operations: Operations) -> dict[str, float]:
+    """SOPs in 1e9 and energy in mJ an image; and how many operations they leave out, where they do."""
+    found = {f"{source}sops_g": operations.total_sops * 1e-9, f"{source}energy_mj": operations.energy_mj}
+    return found | ({f"{source}uncounted": len(operations.uncounted)} if operations.uncounted else {})
 
 
 def evaluate_reparameterized(
@@ -89,12 +94,9 @@ def evaluate_reparameterized(
     before, labels = predict(network, test, device)
     after, _ = predict(twin, frames, device)
     classes = after[-1]
-    operations = count_operations(twin, repeat_frames(some, network, twin))
-    metrics = {
+    metrics = cost("reparam/", count_operations(twin, repeat_frames(some, network, twin))) | {
         "reparam/accuracy": accuracy(after, labels),
         "reparam/changed_pct": share(before[-1] != after[-1]),
-        "reparam/sops_g": operations.total_sops * 1e-9,
-        "reparam/energy_mj": operations.energy_mj,
     }
     if float64:
         network = copy.deepcopy(network).double()
