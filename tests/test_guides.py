@@ -135,6 +135,7 @@ class Page:
 
     def __init__(self, folder: Path, request: pytest.FixtureRequest, changes: bool) -> None:
         self.folder, self.request, self.source = folder, request, ROOT
+        self.variables: dict[str, str] = {}
         if changes:
             self.source = folder
             for name in ("benchmarks", "lmht"):
@@ -153,6 +154,12 @@ class Page:
     def python(self, texts: list[str], installed: bool) -> None:
         self.process(sys.executable, "-c", "\n".join(texts), path=self.wheel if installed else self.source)
 
+    def launched(self, words: list[str]) -> list[str]:
+        """What a launcher that is not here (torchrun, srun, sbatch) is to give to ``-m benchmarks``."""
+        line = re.sub(r"\$(\w+)", lambda name: self.variables[name[1]], " ".join(words))
+        _, _, inner = line.partition(" -m benchmarks ")
+        return [word for word in shlex.split(inner) if word != "..."]
+
     def shell(self, text: str) -> None:
         harness = []
         for words in commands(text):
@@ -164,6 +171,10 @@ class Page:
                 harness.append((words[3] in QUICK or self.source != ROOT, words[3:]))
             elif words[:2] == ["mlflow", "ui"]:
                 harness.append((False, words))
+            elif given := re.fullmatch(r"(?:export )?(\w+)=(.*)", " ".join(words)):
+                self.variables[given[1]] = given[2]
+            elif inner := self.launched(words):
+                harness.append((False, inner))
             else:
                 assert checked(words), f"neither run nor checked, or names what is not there: {shlex.join(words)}"
         if harness:
