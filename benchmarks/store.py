@@ -315,12 +315,13 @@ class Store:
             for run_id in list(self.lease.mine):
                 self.lease.release(run_id)
 
-    def _still_ours(self, run_id: str) -> None:
-        """Refuse to log to a run that another process has taken over, since this one's claim had expired."""
+    def _still_ours(self, run_id: str) -> Run:
+        """The run; refused if another process has taken it over, since this one's claim had expired."""
         run = self.client.get_run(run_id)
         if run.data.tags.get("owner") != owner() or run.info.status == "KILLED":
             self.lease.release(run_id)
             raise ClaimedError(run)
+        return run
 
     def log_epoch(self, run_id: str, epoch: Epoch, when: int | None = None) -> None:
         """Log one epoch's metrics, measured at ``when`` (ms since 1970; default: now). Repeated with that time it changes nothing.
@@ -335,18 +336,20 @@ class Store:
     def finish(self, run_id: str, result: Result, when: int | None = None) -> None:
         """Log the final metrics, data and checkpoint, and mark the seed finished: only then does it count as run.
 
+        What a process that was killed at it has logged already is not logged again.
+
         Raises:
             ClaimedError: another process has taken the run over.
         """
         with explained(self.uri):
-            self._still_ours(run_id)
+            known = self._still_ours(run_id).data.metrics
             source = result.data
             dataset = Dataset(source["name"], source["digest"][:36], "local", f'{{"uri": "{source["source"]}"}}')
             self.client.log_inputs(
                 run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "train, val, test")])]
             )
             self.client.log_artifact(run_id, str(result.checkpoint))
-            self._log(run_id, result.metrics, 0, when)
+            self._log(run_id, {name: one for name, one in result.metrics.items() if name not in known}, 0, when)
             self.client.set_tag(run_id, "data_digest", source["digest"])
             if result.measured.uncounted:
                 self.client.set_tag(run_id, "uncounted", ", ".join(result.measured.uncounted)[:5000])

@@ -21,7 +21,11 @@ def small(profile: spec.Profile) -> spec.Profile:
     return profile.model_copy(update=books | {"networks": networks, "float64_checks": False, "devices": devices})
 
 
-if __name__ == "__main__":
+def main(words: list[str] | None = None) -> None:
     load = spec.load_profile
     spec.load_profile = lambda name: small(load(name))
-    app()
+    app(words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,9 @@
 """A tracking server that goes away, hangs or loses its answers in mid-run: nothing is lost, nothing stands twice."""
 
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +21,10 @@ from benchmarks.run import outbox, schedule, workers
 from benchmarks.run.state import States, Stop
 from benchmarks.run.train import StoppedError
 from benchmarks.store import Store
-from benchmarks.tracking import StoreError
+from benchmarks.tracking import StoreError, ask
+from tests.small import small
+
+ROOT = Path(__file__).parents[1]
 
 
 class Server:
@@ -187,6 +193,58 @@ def test_stopped_while_the_server_is_away_it_tells_the_rest_from_its_state(
     monkeypatch.setattr(workers, "run_cell", training(lambda seed, epoch: None, tmp_path))
     run(store, tmp_path)
     assert held(store, tmp_path) == whole()
+
+
+def test_a_finish_cut_short_is_made_up_for_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "run_cell", training(lambda seed, epoch: None, tmp_path))
+    store = Store("digits", f"http://127.0.0.1:{server.port}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_keep_record", killed)  # its metrics are in the store by then
+        with pytest.raises(KeyboardInterrupt):
+            run(store, tmp_path)
+    run(store, tmp_path)
+    assert held(store, tmp_path) == whole()
+
+
+def test_a_command_killed_while_the_server_is_away_leaves_all_that_it_would_have_logged(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed for good with epochs and a result that wait for the store: the next start logs them, in order and once."""
+    monkeypatch.setenv("SMALL_EPOCHS", "5")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{server.port}", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    cell = spec.resolve(spec.load_spec("table1").row[2], small(spec.load_profile("digits")))
+    *epochs, result = workers.run_cell(cell, 42, root=tmp_path, device="cpu", out=tmp_path / "checkpoint.pt")
+    words = [sys.executable, str(ROOT / "tests" / "small.py"), "run", "table1", "--rows", "3", "--jobs", "1"]
+    words += ["--device", "cpu", "--state-dir", str(tmp_path / "state")]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(words, env=environment, cwd=tmp_path, stdout=log, stderr=log)
+        told = "SELECT value FROM metrics WHERE key = 'epoch/loss'"
+        while not ask(tmp_path / "m.db", told) and process.poll() is None:
+            time.sleep(0.02)
+        server.be("refuse")
+        states = States(str(tmp_path / "state"), cell, 42)
+        while (states.load()[0] or {"progress": {"epoch": 0}})["progress"]["epoch"] < 5 and process.poll() is None:
+            time.sleep(0.1)
+        assert len(ask(tmp_path / "m.db", told)) < 5
+        process.kill()
+        process.wait()
+    server.be("up")
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    store = Store("digits", f"http://127.0.0.1:{server.port}")
+    (run,) = store._search("tags.kind = 'seed'")
+    assert run.info.status == "FINISHED"
+    for name in ("loss", "test", "val"):
+        points = store.client.get_metric_history(run.info.run_id, f"epoch/{name}")
+        assert [(p.step, p.value) for p in points] == [(e.epoch, e.metrics[name]) for e in epochs]
+    assert {name: run.data.metrics[name] for name in result.metrics} == result.metrics
+    assert len(store.client.get_metric_history(run.info.run_id, "test/final")) == 1
 
 
 def test_patience_ends(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

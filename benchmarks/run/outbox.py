@@ -13,8 +13,9 @@ PATIENCE = 900.0
 class Outbox:
     """Calls to the store: made at once while it answers, else kept in order and made when it does again.
 
-    A call may be made twice (the store took it, and its answer was lost), so each must come to the same when it is repeated. What
-    is kept here is in memory; the same history is on disk, in the state of its training: after a crash it is told again from there.
+    A call may be made twice (the store took it, and its answer was lost), so each must come to the same when it is repeated. A kill
+    loses none of them: a training's state is on disk before what it has measured is put here, and stays there until the store has
+    its result. It tells all its epochs again, in order; the store then gets those that it lacks, and the result is measured anew.
 
     Args:
         away: told the error once, when an outage begins.
