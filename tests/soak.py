@@ -1,22 +1,27 @@
 """Kill real trainings at random moments until they end, and compare with one that was left alone: results/reliability.md.
 
     python tests/soak.py [--kills 50] [--out results/reliability.md]
+    python tests/soak.py --kills 5 --short EMPTY_STORE
 
 Every kill hits the whole command (start, training, writing of a state, of an artifact, evaluation), which is then given again. The
-moments are drawn with a fixed seed; where they fall depends on the machine.
+moments are drawn with a fixed seed; where they fall depends on the machine. The short form trains small networks in forks of
+one process, by kill -9 alone, on copies of a store without runs, and writes no page.
 """
 
 import argparse
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from mlflow.tracking import MlflowClient
 
@@ -47,6 +52,48 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
+class Fork:
+    """The command in a fork of this process, as far as a Popen is asked here."""
+
+    returncode: int | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code: int | str | None = 70
+        try:
+            from small import main
+
+            log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/m.db", "SMALL_EPOCHS": "4"}
+            os.chdir(folder)
+            main([*WORDS, "--state-dir", str(folder / "state")])
+        except SystemExit as end:
+            code = end.code
+        except Exception:
+            traceback.print_exc()
+        finally:
+            os._exit(int(code or 0))
+
+    def wait(self, timeout: float | None = None) -> int:
+        until = time.monotonic() + timeout if timeout is not None else float("inf")
+        while self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > until:
+                raise subprocess.TimeoutExpired(list(WORDS), timeout or 0)
+            else:
+                time.sleep(0.01)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+
 def told(folder: Path) -> Told:
     """Of each finished seed: its cell, the checkpoint's SHA-256 and the history of its loss."""
     client = MlflowClient(f"sqlite:///{folder}/m.db")
@@ -58,12 +105,12 @@ def told(folder: Path) -> Told:
     return found
 
 
-def train(folder: Path, series: Series, moments: random.Random, longest: float, most: int) -> None:
+def train(folder: Path, series: Series, moments: random.Random, span: tuple[float, float], most: int, how: Any) -> None:
     """Give the command again and again, killing it at a random moment, until it ends by itself."""
     while True:
-        process = start(folder)
+        process = how(folder)
         try:
-            process.wait(moments.uniform(0.5, longest) if series.injected < most else None)
+            process.wait(moments.uniform(*span) if series.injected < most else None)
         except subprocess.TimeoutExpired:
             process.send_signal(moments.choice(series.signals))
             code = process.wait()
@@ -103,32 +150,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "reliability.md")
+    parser.add_argument("--short", type=Path)
     options = parser.parse_args()
     began = time.monotonic()
     rows = [
         Series("kill -9", (signal.SIGKILL,)),
         Series("SIGTERM or SIGINT", (signal.SIGTERM, signal.SIGINT)),
     ]
+    how: Any = start
+    if options.short:
+        rows, how = rows[:1], Fork
+
+    def fresh(folder: Path) -> Path:
+        folder.mkdir()
+        if options.short:
+            shutil.copy(options.short, folder / "m.db")
+        else:
+            Store("digits", f"sqlite:///{folder}/m.db")
+        return folder
+
     with TemporaryDirectory() as scratch:
-        alone = Path(scratch, "alone")
-        alone.mkdir()
-        Store("digits", f"sqlite:///{alone}/m.db")
+        alone = fresh(Path(scratch, "alone"))
         took = time.monotonic()
-        if start(alone).wait():
+        if how(alone).wait():
             raise SystemExit((alone / "log").read_text()[-3000:])
         took = time.monotonic() - took
+        span = (0.0 if options.short else 0.5), 0.75 * took
         expected, moments = told(alone), random.Random(0)
         for row in rows:
             while row.injected < options.kills // len(rows):
-                folder = Path(scratch, f"{row.name.split()[0]}-{row.trainings}")
-                folder.mkdir()
-                Store("digits", f"sqlite:///{folder}/m.db")
-                train(folder, row, moments, 0.75 * took, options.kills // len(rows))
+                folder = fresh(Path(scratch, f"{row.name.split()[0]}-{row.trainings}"))
+                train(folder, row, moments, span, options.kills // len(rows), how)
                 row.trainings += 1
                 row.equal += told(folder) == expected
-    write_text(options.out, page(rows, time.monotonic() - began))
+    if options.short:
+        print(f"{rows[0].injected} kills, {rows[0].equal} of {rows[0].trainings} trainings as undisturbed")
+    else:
+        write_text(options.out, page(rows, time.monotonic() - began))
     if any(row.equal < row.trainings for row in rows):
-        raise SystemExit(f"not bit for bit the same: see {options.out}")
+        raise SystemExit("not bit for bit the same")
 
 
 if __name__ == "__main__":

@@ -269,3 +269,11 @@ def test_a_killed_command_goes_on_in_its_own_run(number: int, code: int, jobs: i
         steps = [point.step for point in client.get_metric_history(one.info.run_id, "epoch/loss")]
         assert steps == list(range(1, len(steps) + 1)), "an epoch is missing or stands twice"
     assert not list((tmp_path / "state").glob("*"))
+
+
+def test_five_kills_at_random_moments_change_nothing(empty_database: Path) -> None:
+    words = [sys.executable, str(ROOT / "tests" / "soak.py"), "--kills", "5", "--short", str(empty_database)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("5 kills, ")
