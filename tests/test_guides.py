@@ -47,7 +47,7 @@ for run, words in json.loads(sys.argv[1]):
         assert not cli.app(words, standalone_mode=False), words
     else:
         given = get_command(cli.app).commands[words[0]].make_context(words[0], words[1:]).params
-        tables = [*given.get("tables") or ()]
+        tables = [*(given.get("tables") or ())]
         if tables != ["latency"]:
             cli.selection(tables, given.get("rows"))
         spec.load_profile(given["profile"])
