@@ -42,7 +42,7 @@ from benchmarks import cli, spec
 for run, words in json.loads(sys.argv[1]):
     if words[:2] == ["mlflow", "ui"]:
         from mlflow.cli import cli as mlflow
-        mlflow.commands["ui"].make_context("ui", words[2:])
+        mlflow.get_command(None, "ui").make_context("ui", words[2:])
     elif run:
         assert not cli.app(words, standalone_mode=False), words
     else:
