@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import record, spec
+from benchmarks import data, record, spec
 from benchmarks.cli import app
 from benchmarks.record import Epoch, Measured, Record, Result
+from benchmarks.run.train import describe
 from benchmarks.store import Store
 
 LABELS = np.arange(60) % 10
@@ -22,8 +24,15 @@ def result(folder: Path, accuracy: float = 50.0) -> Result:
     torch.save({"x": torch.full((1,), accuracy)}, path)
     wrong = (LABELS + (np.arange(60) % 2)) % 10  # half of them right
     measured = Measured({}, LABELS, {"test/final": wrong, "reparam/accuracy": LABELS}, {}, 1)
-    data = {"name": "digits", "digest": "d" * 64, "source": "scikit-learn"}
-    return Result({"test/final": accuracy, "ops/sops_g": 0.1 + 0.2}, path, data, measured)
+    described = {"name": "digits", "digest": "d" * 64, "source": "scikit-learn"}
+    return Result({"test/final": accuracy, "ops/sops_g": 0.1 + 0.2}, path, described, measured)
+
+
+def test_data_are_named_below_their_root(tmp_path: Path) -> None:
+    """A record is published: it doesn't tell where on a machine the data lie."""
+    info = data.load("digits", root=tmp_path)
+    for source, named in ((str(tmp_path / "cifar100"), "cifar100"), (info.source, "scikit-learn load_digits")):
+        assert describe(replace(info, source=source), tmp_path)["source"] == named
 
 
 @pytest.fixture(scope="module")

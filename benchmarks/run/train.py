@@ -269,7 +269,7 @@ def _train(
         final = {f"{part}/final": at.history[-1][part] for part in ("val",) * bool(recipe.validation)}
         measured = evaluate(network, whole_test, fabric.device, cell.float64_checks)
         measured.predictions.update({name: one.numpy() for name, one in at.classes.items()})
-        yield Result(final | at.best | at.extra | measured.metrics, checkpoint, _describe(info), measured)
+        yield Result(final | at.best | at.extra | measured.metrics, checkpoint, describe(info, root), measured)
 
 
 @torch.no_grad()
@@ -313,5 +313,11 @@ def save(network: nn.Module, path: Path) -> Path:
     return path
 
 
-def _describe(info: data.Data) -> dict[str, str]:
-    return {"name": info.name, "digest": info.digest, "source": info.source}
+def describe(info: data.Data, root: Path) -> dict[str, str]:
+    """The data as a record names them: by their place below the data root, which is nobody else's business."""
+    below = Path(info.source).is_relative_to(root)
+    return {
+        "name": info.name,
+        "digest": info.digest,
+        "source": Path(info.source).relative_to(root).as_posix() if below else info.source,
+    }
