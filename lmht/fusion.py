@@ -116,7 +116,7 @@ def statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     if not _own_statistics(norm):
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        return norm.running_mean.clone(), norm.running_var.clone()
+        return norm.running_mean, norm.running_var
     momentum = norm.momentum or 0.0
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
