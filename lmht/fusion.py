@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lmht import kernels
+from lmht import functional, kernels
 from lmht.functional import compute_dtype
 from lmht.kernels import compiled, operator
 from lmht.neurons import IF, LIF, LMHT, MHT, QCFS
@@ -37,6 +37,9 @@ def normalized(norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tens
     Args:
         x: what the normalisation takes.
         residual: added to the normalised; of the same shape.
+
+    Raises:
+        ValueError: what the modules raise, but that NaN is passed on, as by every fused operator.
     """
     if fits(norm, activation, x, residual):
         return _Pair.run(norm, activation, x, residual)
@@ -77,7 +80,9 @@ def fits(norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tensor | N
     if torch.nn.modules.module._has_any_global_hook() or _watched(norm) or _watched(activation):
         return False
     alike = residual is None or (
-        operator.plain(residual) and residual.dtype == x.dtype and residual.shape == x.shape and _innermost(residual)
+        operator.plain(residual)
+        and (residual.dtype, residual.device, residual.shape) == (x.dtype, x.device, x.shape)
+        and _innermost(residual)
     )
     if not alike or x.dim() != (2 if type(norm) is nn.BatchNorm1d else 4) or not _innermost(x) or not x.numel():
         return False
@@ -145,11 +150,19 @@ class _Pair:
         leak: Tensor
         if isinstance(activation, QCFS):
             pair = _Pair(0, activation.levels, 0.0, 0.0, False, eps, own)
-            omega, leak = None, activation.scale
+            omega, leak = None, functional.checked_scale(x, activation.levels, activation.scale)
         else:
             chain = not isinstance(activation, LMHT) and activation.temporal_gradient
             pair = _Pair(activation.steps, activation.levels, activation.theta, activation.v0, chain, eps, own)
             omega, leak = activation.tgim() if isinstance(activation, LMHT) else (None, x.new_tensor(activation.leak))
+            arguments: dict[str, Any] = {
+                "levels": pair.levels,
+                "theta": pair.theta,
+                "v0": pair.v0,
+                "omega": omega,
+                "leak": leak,
+            }
+            functional.check_arguments(x.unflatten(0, (pair.steps, -1)), **arguments, values=False)
         return _Normalized.apply(x, residual, norm.weight, norm.bias, omega, leak, *statistics(norm, x), pair)
 
     def arguments(self, x: Tensor, omega: Tensor | None, leak: Tensor) -> tuple[Any, ...]:

@@ -16,9 +16,8 @@ def make_dyadic(network: nn.Module, offset: Fraction = Fraction(0), grid: float 
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.reset_running_stats()
             module.eps = 0.0
-            module.running_mean.zero_()  # type: ignore[union-attr]
-            module.running_var.fill_(1.0)  # type: ignore[union-attr]
             module.weight.fill_(1.0)
             shift = torch.randint(-1, 3, module.bias.shape, generator=generator)
             module.bias.copy_(shift * grid + float(offset))

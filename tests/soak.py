@@ -73,7 +73,7 @@ class Fork:
             main([*WORDS, "--state-dir", str(folder / "state")])
         except SystemExit as end:
             code = end.code
-        except Exception:
+        except Exception:  # a fork must not go on in the code that made it
             traceback.print_exc()
         finally:
             os._exit(int(code or 0))

@@ -185,6 +185,22 @@ def test_left_apart() -> None:
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1", "2"]
 
 
+def test_refusals() -> None:
+    """A wrong parameter is refused as by the modules."""
+    x, norm = images(8, 16, 4, 4), nn.BatchNorm2d(16)
+    qcfs, neuron = QCFS(4), LMHT(2, 2)
+    with torch.no_grad():
+        qcfs.scale.fill_(-1)
+    neuron.theta = 0.0
+    for activation in (qcfs, neuron):
+        said = []
+        for pair in (apart, fusion.normalized):
+            with pytest.raises(ValueError, match=r"scale must|theta must") as error:
+                pair(copy.deepcopy(norm), activation, x)
+            said.append(str(error.value))
+        assert said[0] == said[1]
+
+
 def test_names() -> None:
     """A fused network's modules and state are those of the modules one by one."""
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), LIF(2)]

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,8 +94,7 @@ class GoneError(Exception):
 class Dying:
     """Ray, but for its machines: a worker that gives some events and dies."""
 
-    class exceptions:  # noqa: N801
-        RayError = GoneError
+    exceptions = SimpleNamespace(RayError=GoneError)
 
     def __init__(self, lives: list[list[Any]]) -> None:
         self.lives = lives
@@ -115,8 +115,8 @@ def spread(lives: list[list[Any]], stop: Stop | None = None) -> tuple[workers.On
     pool = workers.OnRay.__new__(workers.OnRay)
     pool.ray, pool.stop = Dying(lives), stop or Stop()
     pool._begin = pool.ray.begin
-    training = workers.Spread(None, 42, {})  # type: ignore[arg-type]
-    training.cell = type("Cell", (), {"name": "a cell"})  # type: ignore[assignment]
+    cell = spec.resolve(spec.load_spec("table1").row[0], spec.load_profile("digits"))
+    training = workers.Spread(cell, 42, {})
     pool._begin(training)
     return pool, training
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -132,7 +132,7 @@ def everywhere(work: Callable[[], _Found], *expected: type[Exception]) -> _Found
         error = next((one for one in errors if one), None)
     if error:
         raise error
-    return found  # type: ignore[return-value]
+    return cast(_Found, found)
 
 
 class _Sum(torch.autograd.Function):
