@@ -58,12 +58,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Result:
-    """Final metrics, the checkpoint's path, the data (name, digest, source), and what was measured besides metrics."""
+    """Final metrics, the checkpoint's path, the data (name, digest, source), what was measured besides metrics, and on what."""
 
     metrics: dict[str, float]
     checkpoint: Path
     data: dict[str, str]
     measured: Measured = field(default_factory=lambda: Measured({}, np.zeros(0, np.int64), {}, {}, 0))
+    device: str = ""  # the devices that the training ran on, one after the other
 
 
 class Evaluation(Strict):

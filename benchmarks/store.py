@@ -351,6 +351,8 @@ class Store:
             self.client.log_artifact(run_id, str(result.checkpoint))
             self._log(run_id, {name: one for name, one in result.metrics.items() if name not in known}, 0, when)
             self.client.set_tag(run_id, "data_digest", source["digest"])
+            if result.device:
+                self.client.set_tag(run_id, "device", result.device)
             if result.measured.uncounted:
                 self.client.set_tag(run_id, "uncounted", ", ".join(result.measured.uncounted)[:5000])
             sha256 = hashlib.sha256(result.checkpoint.read_bytes()).hexdigest()

@@ -125,7 +125,7 @@ def pickled_code() -> bytes:
             ),
             "is damaged",
         ),
-        (lambda header, body: altered(header, body, format=99), "has format 99, this training 3"),
+        (lambda header, body: altered(header, body, format=99), "has format 99, this training 4"),
         (lambda header, body: altered(header, body, cell="0" * 16), "has cell '0000000000000000', this training"),
         (lambda header, body: altered(header, pickled_code()), "holds more than tensors and numbers, and is not read"),
     ],

@@ -241,7 +241,7 @@ def loaders(
 ) -> tuple[Loader, Loader, Loader]:
     """Iterables over (images, labels) of train (shuffled, augmented), validation and test (in order).
 
-    Images are [N, C, H, W], frames [T, N, C, H, W], labels int64 [N], or [N, classes] after a batch transform. The
+    Images are [N, C, H, W], frames [T, N, C, H, W], labels int64 [N], or [N, classes] after a batch transform. The training
     batches are a function of `seed` and the epoch alone: the same for any number of workers and on any device.
 
     Data sets in memory are kept on `device` and use no workers; others come from pinned host memory if `device` is a GPU.
@@ -250,11 +250,13 @@ def loaders(
     device = torch.device(device)
 
     def loader(part: Part, train: bool) -> Loader:
-        in_memory, together = isinstance(part, InMemory), 1
+        in_memory, together, size = isinstance(part, InMemory), 1, batch_size
         if isinstance(part, InMemory):
             part = part.to(device)
-            together = max(1, part.together // max(1, batch_size))
-        sampler = Batches(len(part), batch_size, seed=seed, shuffle=train, rank=rank, world=world, together=together)
+            if device.type == "cuda" and not train:
+                size = max(batch_size, part.together)  # or a GPU would wait for launches
+            together = max(1, part.together // max(1, size))
+        sampler = Batches(len(part), size, seed=seed, shuffle=train, rank=rank, world=world, together=together)
         chunks = DataLoader(
             Collated(part, data.frames, data.batch_transform if train else None),
             sampler=sampler,

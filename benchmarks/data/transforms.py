@@ -44,24 +44,34 @@ class Cutout(nn.Module):
 class AutoAugmentEach(v2.AutoAugment):
     """AutoAugment of images [n, C, H, W] of bytes, each with a policy of its own; torchvision's gives one policy to all of them.
 
-    The images that draw the same operation go through it together; magnitudes are one of a policy's fixed values each.
+    The images that draw the same operation and magnitude, one of a policy's fixed values, go through it together.
     """
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.clone()
         policies = torch.randint(len(self._policies), (len(images),))
         chances, signs = torch.rand(2, len(images)), torch.rand(2, len(images))
-        for number, policy in enumerate(self._policies):
-            for (operation, probability, index), chance, sign in zip(policy, chances, signs, strict=True):
+        for place, chance, sign in zip(range(2), chances, signs, strict=True):  # a policy has two operations
+            kinds: dict[tuple[str, float], int] = {}
+            drawn = torch.full((len(self._policies), 2), -1)  # kind of operation, by policy and sign
+            for number, policy in enumerate(self._policies):
+                operation, _, index = policy[place]
                 values, signed = self._AUGMENTATION_SPACE[operation]
                 magnitudes = values(10, *images.shape[-2:])
                 magnitude = 0.0 if magnitudes is None else float(magnitudes[index])
-                takes, negative = (policies == number) & (chance <= probability), signed & (sign <= 0.5)
-                for some, value in ((takes & ~negative, magnitude), (takes & negative, -magnitude)):
-                    if len(rows := some.nonzero().squeeze(1).to(images.device)):
-                        images[rows] = self._apply_image_or_video_transform(
-                            images[rows], operation, value, interpolation=self.interpolation, fill=self._fill
-                        )
+                for negative in range(2):
+                    value = -magnitude if signed and negative else magnitude
+                    drawn[number, negative] = kinds.setdefault((operation, value), len(kinds))
+            probabilities = torch.tensor([policy[place][1] for policy in self._policies])
+            mine = drawn[policies, (sign <= 0.5).long()]
+            mine[chance > probabilities[policies]] = len(kinds)
+            counts = mine.bincount(minlength=len(kinds) + 1).tolist()
+            order = mine.argsort(stable=True).to(images.device)  # once: a GPU waits for each list that it is given
+            for (operation, value), rows in zip([*kinds, ("Identity", 0.0)], order.split(counts), strict=True):
+                if len(rows) and operation != "Identity":
+                    images[rows] = self._apply_image_or_video_transform(
+                        images[rows], operation, value, interpolation=self.interpolation, fill=self._fill
+                    )
         return images
 
 

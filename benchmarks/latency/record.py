@@ -41,7 +41,7 @@ def params(record: dict[str, Any]) -> dict[str, Any]:
     """What was measured with."""
     info, machine = record["latency"], record["machine_info"]
     return {key: info[key] for key in ("device", "device_name", "threads", "torch", "quick", "spikingjelly")} | {
-        "machine": f"{machine['machine']}, {machine['cpu']['brand_raw']}, {os.cpu_count()} logical CPUs",
+        "machine": f"{machine['machine']}, {machine['cpu']['brand_raw']}, {machine['cpu']['count']} logical CPUs",
         "python": machine["python_version"],
         "measured": record["datetime"][:10],
         "commit": record["commit_info"]["id"],

@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from benchmarks.spec import Cell
 
-FORMAT = 3
+FORMAT = 4
 KEPT = 2
 
 
@@ -77,6 +77,13 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     extra: dict[str, float] = field(default_factory=dict)  # measured before the first epoch, and its predictions
     classes: dict[str, torch.Tensor] = field(default_factory=dict)
+    devices: list[str] = field(default_factory=list)  # what it has run on, one after the other
+
+    def on(self, device: torch.device) -> None:
+        """Note what it goes on on."""
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        if name not in self.devices[-1:]:
+            self.devices.append(name)
 
 
 class States:
@@ -172,7 +179,7 @@ def generators() -> dict[str, Any]:
 def restore_generators(state: dict[str, Any]) -> None:
     """Put every generator where :func:`generators` found it."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
+    if state["cuda"] and torch.cuda.is_available():  # a training may go on without a GPU, but not to the last bit
         torch.cuda.set_rng_state_all(state["cuda"])
     numpy = state["numpy"]
     np.random.set_state(numpy | {"state": numpy["state"] | {"key": numpy["state"]["key"].numpy().astype(np.uint32)}})

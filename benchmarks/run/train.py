@@ -23,6 +23,7 @@ from benchmarks.record import Epoch, Result
 from benchmarks.run import together
 from benchmarks.run.evaluate import compare_with_ann, evaluate, predict
 from benchmarks.run.network import network_of, starting_network
+from benchmarks.run.replay import Replayed
 from benchmarks.run.state import Progress, States, generators, restore_generators
 from benchmarks.spec import Cell, Recipe
 from lmht.conversion import to_lmht
@@ -156,14 +157,17 @@ def _train(
     optimizer = make_optimizer(network, recipe)
     model, optimizer = fabric.setup(network, optimizer)
     model.mark_forward_method("step_logits")
-    forward = torch.compile(model) if recipe.compile else model
+    forward: Callable[[Tensor], Tensor] = torch.compile(model) if recipe.compile else model
+    if fabric.device.type == "cuda" and devices == recipe.accumulate == 1 and not recipe.compile:
+        forward = Replayed(fabric, model, network)
     if before:
         network.load_state_dict(before["network"])
         optimizer.load_state_dict(before["optimizer"])
         fabric.strategy.precision.load_state_dict(before["precision"])
         restore_generators(before["generators"])
 
-    scales = [m.scale for m in network.modules() if isinstance(m, lmht.QCFS)]
+    at.on(fabric.device)
+    scales: list[Tensor] = [m.scale for m in network.modules() if isinstance(m, lmht.QCFS)]
     batches = len(train)
     if recipe.epoch_images:
         batches = min(batches, math.ceil(recipe.epoch_images / recipe.batch_size))
@@ -269,14 +273,15 @@ def _train(
         final = {f"{part}/final": at.history[-1][part] for part in ("val",) * bool(recipe.validation)}
         measured = evaluate(network, whole_test, fabric.device, cell.float64_checks)
         measured.predictions.update({name: one.numpy() for name, one in at.classes.items()})
-        yield Result(final | at.best | at.extra | measured.metrics, checkpoint, describe(info, root), measured)
+        metrics = final | at.best | at.extra | measured.metrics
+        yield Result(metrics, checkpoint, describe(info, root), measured, ", then ".join(at.devices))
 
 
 @torch.no_grad()
-def keep_scales_positive(scales: list[nn.Parameter]) -> None:
+def keep_scales_positive(scales: list[Tensor]) -> None:
     """Project QCFS's ``vartheta`` onto ``>= LEAST_SCALE``: its gradient sums over a layer, and an early step can overshoot."""
-    for scale in scales:
-        scale.clamp_(min=LEAST_SCALE)
+    if scales:
+        torch._foreach_clamp_min_(scales, LEAST_SCALE)
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

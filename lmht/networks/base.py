@@ -31,7 +31,8 @@ def checked_images(images: Tensor, channels: int, steps: int, frames: bool) -> T
         raise ValueError(
             f"the network takes {'event frames' if frames else 'images'} {wanted}, got {tuple(images.shape)}"
         )
-    if not functional.symbolic(images) and bool(torch.isnan(images).any()):
+    captured = images.is_cuda and torch.cuda.is_current_stream_capturing()  # into a CUDA graph, which can't be asked
+    if not functional.symbolic(images) and not captured and bool(torch.isnan(images).any()):
         raise ValueError("the images hold NaN; check the data and its normalisation")
     return images.flatten(0, 1) if frames else images
 

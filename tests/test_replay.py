@@ -1,0 +1,80 @@
+"""A training whose passes are CUDA graphs is the one whose passes are launched; what a training on a GPU leaves elsewhere."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.run.replay import Replayed
+from benchmarks.run.state import Progress, generators, restore_generators
+from lmht import LMHT, QCFS
+from lmht.networks import build
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+def trained(precision: Any, activation: Callable[[], nn.Module], steps: int, replay: bool) -> tuple[list[float], Any]:
+    """Losses of six updates, the last one on a smaller batch, and what the network is then."""
+    torch.manual_seed(0)
+    fabric = Fabric(accelerator="cuda", devices=1, precision=precision)
+    network = build("ResNet-20", activation, classes=10, steps=steps).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    model, optimizer = fabric.setup(network, optimizer)
+    forward = Replayed(fabric, model, network) if replay else model
+    images = torch.randn(6, 32, 3, 32, 32, device="cuda")
+    losses = []
+    for x in (*images[:5], images[5, :17]):
+        loss = F.cross_entropy(forward(x), torch.arange(len(x), device="cuda") % 10)
+        fabric.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    if isinstance(forward, Replayed):
+        assert forward.graphed is not None
+    return losses, {name: one.cpu() for name, one in network.state_dict().items()}
+
+
+@gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(("activation", "steps"), [(lambda: QCFS(8), 1), (lambda: LMHT(2, 2), 2)], ids=["qcfs", "lmht"])
+def test_replaying_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, precision: str, activation: Callable[[], nn.Module], steps: int
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    launched, replayed = (trained(precision, activation, steps, replay) for replay in (False, True))
+    assert launched[0] == replayed[0]
+    for name, one in launched[1].items():
+        assert torch.equal(one, replayed[1][name]), name
+
+
+@gpu
+def test_a_network_that_asks_the_gpu_is_launched() -> None:
+    class Asking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.sum() > -1e9  # waits for the GPU's answer
+            return x.relu()
+
+    fabric = Fabric(accelerator="cuda", devices=1)
+    network = build("ResNet-20", Asking, classes=10, steps=1)
+    forward = Replayed(fabric, fabric.setup(network), network)
+    with pytest.warns(UserWarning, match="no CUDA graph of this network, which trains launch by launch"):
+        forward(torch.randn(4, 3, 32, 32, device="cuda"))
+    assert forward(torch.randn(4, 3, 32, 32, device="cuda")).shape == (4, 10)
+    assert torch.equal(network.stem[1].num_batches_tracked.cpu(), torch.tensor(2))
+
+
+def test_a_training_from_a_gpu_goes_on_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    restore_generators(generators() | {"cuda": [torch.zeros(16, dtype=torch.uint8)]})
+
+
+def test_a_training_names_what_it_ran_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    at = Progress()
+    for name in ("cuda", "cuda", "cpu", "cpu"):
+        at.on(torch.device(name))
+    assert at.devices == ["NVIDIA H100", "cpu"]
