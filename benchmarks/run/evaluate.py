@@ -31,7 +31,7 @@ def predict(
     for x, y in loader:
         logits = network.step_logits(x.to(device, dtype))  # type: ignore[operator]
         predictions.append(logits.cumsum(0).argmax(-1).cpu())
-        labels.append(y)
+        labels.append(y.cpu())
     network.train(was_training)
     return torch.cat(predictions, 1), torch.cat(labels)
 
