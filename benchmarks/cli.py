@@ -111,7 +111,7 @@ def run(
         ),
     ] = None,
     data_root: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
-    data_workers: Annotated[int, typer.Option(min=0, help="processes that load and augment large data sets")] = 0,
+    data_workers: Annotated[int, typer.Option(min=0, help="processes that load and augment training images")] = 0,
     state_dir: Annotated[
         str, typer.Option(help="where unfinished trainings keep their state; any fsspec address")
     ] = STATE_DIR,

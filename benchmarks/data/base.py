@@ -244,15 +244,17 @@ def loaders(
     Images are [N, C, H, W], frames [T, N, C, H, W], labels int64 [N], or [N, classes] after a batch transform. The training
     batches are a function of `seed` and the epoch alone: the same for any number of workers and on any device.
 
-    Data sets in memory are kept on `device` and use no workers; others come from pinned host memory if `device` is a GPU.
+    Data sets in memory are kept on `device`, but for training images that `workers` augment; what does not lie on a GPU comes to
+    it from pinned memory.
     Of `world` processes this one, `rank`, gets its part, in batches of `batch_size` each.
     """
     device = torch.device(device)
 
     def loader(part: Part, train: bool) -> Loader:
         in_memory, together, size = isinstance(part, InMemory), 1, batch_size
+        apart = workers > 0 and not (in_memory and not train)
         if isinstance(part, InMemory):
-            part = part.to(device)
+            part = part if apart else part.to(device)
             if device.type == "cuda" and not train:
                 size = max(batch_size, part.together)  # or a GPU would wait for launches
             together = max(1, part.together // max(1, size))
@@ -261,9 +263,9 @@ def loaders(
             Collated(part, data.frames, data.batch_transform if train else None),
             sampler=sampler,
             batch_size=None,
-            num_workers=0 if in_memory else workers,
-            pin_memory=device.type == "cuda" and not in_memory,
-            persistent_workers=workers > 0 and not in_memory,
+            num_workers=workers if apart else 0,
+            pin_memory=device.type == "cuda" and (apart or not in_memory),
+            persistent_workers=apart,
             generator=torch.Generator(),  # for the workers' base seed, else drawn from the global one
         )
         return Loader(chunks, sampler)

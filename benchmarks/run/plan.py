@@ -85,7 +85,7 @@ def _seconds(cell: Cell, device: str) -> tuple[float, float]:
     network = starting_network(cell, size)
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    model, optimizer = fabric.setup(network, make_optimizer(network, recipe))
+    model, optimizer = fabric.setup(network, make_optimizer(network, recipe, fabric.device))
     frames = (cell.neuron.steps,) * size.frames
     x = torch.randn(*frames, recipe.batch_size, size.in_channels, size.size, size.size, device=fabric.device)
     y = torch.randint(size.classes, (recipe.batch_size,), device=fabric.device)

@@ -1,61 +1,80 @@
-"""A training's forward and backward pass as a CUDA graph: on small images a GPU waits for launches, not for arithmetic."""
+"""A batch's passes as a CUDA graph: on small images a GPU waits for launches, not for arithmetic."""
 
 import warnings
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
+
+Passes = Callable[[Tensor, Tensor], Tensor]
+WARM_UP = 3  # batches: kernels are built, and libraries choose theirs
 
 
 class Replayed:
-    """A network on training batches: captured on the first one, replayed on each that has its shape; others run as ever.
+    """Forward and backward pass of training batches: captured on the first one, replayed on each that has its shape.
 
-    The gradients that a replay gives lie in the graph's own memory until the next one: an update may not sum over several.
+    A batch of another shape is launched as ever. Gradients do not sum over several batches.
 
     Args:
-        model: the network as Fabric runs it.
-        network: the same without Fabric.
+        passes: of a batch (images, labels); gives the loss, and gradients to the network's parameters.
+        network: whose gradients and running statistics the passes write.
     """
 
-    def __init__(self, fabric: Fabric, model: nn.Module, network: nn.Module) -> None:
-        self.precision = fabric.strategy.precision
-        self.model, self.network = model, network
-        self.shape: torch.Size | None = None
-        self.graphed: Any = None
+    def __init__(self, passes: Passes, network: nn.Module) -> None:
+        self.passes, self.network, self.parameters = passes, network, list(network.parameters())
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.captured: tuple[Tensor, Tensor] | None = None
+        self.gradients: list[Tensor | None] = []
 
-    def __call__(self, images: Tensor) -> Tensor:
-        if self.shape is None:
-            self.shape = images.shape
-            self._capture(images)
-        if self.graphed is None or images.shape != self.shape:
-            return self.model(images)
-        return self.precision.convert_output(self.graphed(self.precision.convert_input(images)))
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        if self.captured is None:
+            self.captured = images.clone(), labels.clone()
+            self._capture()
+        places = self.captured
+        if self.graph is None or any(a.shape != b.shape for a, b in zip(places, (images, labels), strict=True)):
+            return self.passes(images, labels)
+        for place, one in zip(places, (images, labels), strict=True):
+            place.copy_(one, non_blocking=True)
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient  # which the optimiser's zero_grad takes away
+        self.graph.replay()
+        return self.loss
 
-    def _capture(self, images: Tensor) -> None:
-        """The passes that warm up must leave no trace: running statistics are put back."""
-        apart = Apart(self.network)  # graphs are put into a module's `forward`: not into the network's own
+    def _capture(self) -> None:
+        """The batches that warm up leave no trace: running statistics are put back, and gradients are dropped."""
+        assert self.captured is not None
         before = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
-        example = self.precision.convert_input(images).clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         try:
-            with self.precision.forward_context():
-                torch.set_autocast_cache_enabled(False)  # what a cache holds dies with the pass that made it
-                self.graphed = torch.cuda.make_graphed_callables(apart, (example,))
+            with torch.cuda.stream(stream):
+                for number in range(WARM_UP):
+                    if number == WARM_UP - 1:
+                        forbid_waiting()
+                    self.network.zero_grad()
+                    self.passes(*self.captured)
         except RuntimeError as error:
-            first = str(error).splitlines()[0]
-            warnings.warn(f"no CUDA graph of this network, which trains launch by launch: {first}", stacklevel=3)
+            if "synchronizing" not in str(error):
+                raise
+            text = (
+                "no CUDA graph of this network, which trains launch by launch: something in it asks the GPU for a value"
+            )
+            warnings.warn(text, stacklevel=3)
+            return
         finally:
-            torch.set_autocast_cache_enabled(True)
+            torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.current_stream().wait_stream(stream)
+            self.network.zero_grad()
             for buffer, value in before:
                 buffer.copy_(value)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.loss = self.passes(*self.captured)
+        self.gradients = [parameter.grad for parameter in self.parameters]
 
 
-class Apart(nn.Module):
-    """The network as the only part of a module."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)
+def forbid_waiting() -> None:
+    """From here on an error for whatever waits for the GPU's answer, and thus can't be captured."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls this a prototype
+        torch.cuda.set_sync_debug_mode("error")

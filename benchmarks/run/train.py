@@ -63,7 +63,7 @@ def run_cell(
     Args:
         root: where data sets lie.
         device: Fabric accelerator: ``cpu``, ``cuda`` or ``auto``.
-        data_workers: processes that load data sets too large for memory.
+        data_workers: processes that load and augment training images.
         out: file to write the checkpoint to (the state of the last epoch).
         ann: checkpoint of ``cell.ann`` with the same seed, for a fine-tuned cell.
         state_dir: folder for states, any fsspec address; None keeps none.
@@ -154,12 +154,18 @@ def _train(
         network = network.to(memory_format=torch.channels_last)
     if devices > 1:
         network = together.synchronised(network, fabric.device)
-    optimizer = make_optimizer(network, recipe)
+    optimizer = make_optimizer(network, recipe, fabric.device)
     model, optimizer = fabric.setup(network, optimizer)
     model.mark_forward_method("step_logits")
-    forward: Callable[[Tensor], Tensor] = torch.compile(model) if recipe.compile else model
-    if fabric.device.type == "cuda" and devices == recipe.accumulate == 1 and not recipe.compile:
-        forward = Replayed(fabric, model, network)
+    forward = torch.compile(model) if recipe.compile else model
+
+    def launched(images: Tensor, labels: Tensor) -> Tensor:
+        loss = F.cross_entropy(forward(images), labels, label_smoothing=recipe.label_smoothing)
+        fabric.backward(loss / recipe.accumulate)
+        return loss.detach()
+
+    alone = devices == recipe.accumulate == 1 and not recipe.compile
+    passes = Replayed(launched, network) if alone and fabric.device.type == "cuda" else launched
     if before:
         network.load_state_dict(before["network"])
         optimizer.load_state_dict(before["optimizer"])
@@ -221,9 +227,7 @@ def _train(
             x, y = fabric.to_device((x, y))
             last = (i + 1) % recipe.accumulate == 0 or i + 1 == batches
             with fabric.no_backward_sync(model, enabled=not last):
-                loss = F.cross_entropy(forward(x), y, label_smoothing=recipe.label_smoothing)
-                fabric.backward(loss / recipe.accumulate)
-            loss_sum += loss.detach() * len(y)
+                loss_sum += passes(x, y) * len(y)
             at.images += len(y)
             if not last:
                 continue
@@ -284,15 +288,19 @@ def keep_scales_positive(scales: list[Tensor]) -> None:
         torch._foreach_clamp_min_(scales, LEAST_SCALE)
 
 
-def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    fused = device.type == "cuda" or None  # on a CPU torch's choice
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(
+            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused
+        )
     return torch.optim.SGD(
         network.parameters(),
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
+        fused=fused,
     )
 
 

@@ -23,6 +23,11 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
+def unasked(x: Tensor) -> bool:
+    """Whether nobody may wait for the GPU that holds it: it is being captured, or ``torch.cuda.set_sync_debug_mode`` forbids it."""
+    return x.is_cuda and bool(torch.cuda.is_current_stream_capturing() or torch.cuda.get_sync_debug_mode())
+
+
 @torch.fx.wrap
 def checked_images(images: Tensor, channels: int, steps: int, frames: bool) -> Tensor:
     """The batch as ``[N, C, H, W]`` (static) or ``[T*N, C, H, W]`` (frames), or a ValueError that says what is wrong."""
@@ -31,8 +36,7 @@ def checked_images(images: Tensor, channels: int, steps: int, frames: bool) -> T
         raise ValueError(
             f"the network takes {'event frames' if frames else 'images'} {wanted}, got {tuple(images.shape)}"
         )
-    captured = images.is_cuda and torch.cuda.is_current_stream_capturing()  # into a CUDA graph, which can't be asked
-    if not functional.symbolic(images) and not captured and bool(torch.isnan(images).any()):
+    if not functional.symbolic(images) and not unasked(images) and bool(torch.isnan(images).any()):
         raise ValueError("the images hold NaN; check the data and its normalisation")
     return images.flatten(0, 1) if frames else images
 
