@@ -133,21 +133,26 @@ def test_random(backend: str, steps: int, dtype: torch.dtype) -> None:
     levels, theta, v0 = 3, 0.8, 0.4
     inputs = torch.randn(steps, 20_000).double(), torch.rand(steps, steps).double(), torch.tensor(0.9).double()
     x, omega, leak = inputs
-    v, clear = torch.full_like(x[0], v0), torch.ones_like(x[0], dtype=torch.bool)
+    v, clear, befores = torch.full_like(x[0], v0), torch.ones_like(x[0], dtype=torch.bool), []
     for t, out in enumerate(functional.lmht(x, levels=levels, theta=theta, omega=omega, leak=leak, v0=v0)):
         m = leak * v + omega[t] @ x
         halves = m / (theta / 2)
         clear &= (halves - halves.round()).abs() > 1e-4
+        befores.append(v)
         v = m - out
     assert clear.sum() > 15_000
     inputs, grad = (x[:, clear], omega, leak), torch.randn(steps, int(clear.sum())).double()
     arguments = {"levels": levels, "theta": theta, "v0": v0}
     want = lmht(functional.lmht, grad, inputs, **arguments)
     got = lmht(kernels.lmht, grad.to(dtype), tuple(value.to(dtype) for value in inputs), **arguments)
-    for name, a, b in zip(("out", "dx", "domega", "dleak"), got, want, strict=True):
+    # sums round by what they add up, however much of it cancels
+    added = grad.abs() @ inputs[0].abs().T, (grad * torch.stack(befores)[:, clear]).abs().sum()
+    sizes = want[0].abs().max(), want[1].abs().max(), added[0].max(), added[1]
+    bounds = (1e-12,) * 4 if dtype == torch.float64 else (2e-6, 2e-6, 2e-7, 2e-7)
+    for name, a, b, size, bound in zip(("out", "dx", "domega", "dleak"), got, want, sizes, bounds, strict=True):
         assert a.dtype == dtype
-        error = (a.double() - b).abs().max() / b.abs().max()
-        assert error <= (1e-12 if dtype == torch.float64 else 2e-6), f"{name}: relative error {error:.1e}"
+        error = (a.double() - b).abs().max() / size
+        assert error <= bound, f"{name}: relative error {error:.1e}"
 
 
 def test_ties_fall_as_in_the_reference(backend: str) -> None:
@@ -215,7 +220,7 @@ def test_two_runs_agree_bitwise(backend: str, steps: int) -> None:
     first = lmht(kernels.lmht, grad, inputs, **arguments)
     for _ in range(3):
         assert_equal(lmht(kernels.lmht, grad, inputs, **arguments), first)
-    want = lmht(functional.lmht, *(grad.double(), tuple(value.double() for value in inputs)), **arguments)
+    want = lmht(functional.lmht, grad, inputs, **arguments)  # in float32 too: near a tie float64 may fire otherwise
     assert (first[2] - want[2]).abs().max() <= 1e-4 * want[2].abs().max()
 
 

@@ -120,6 +120,8 @@ def shares(call: Callable[[], object], device: str, groups: Mapping[str, Iterabl
             call()
     spent = dict.fromkeys([*groups, "other"], 0.0)
     for event in profile.events():
+        if event.device_type != torch.autograd.DeviceType.CPU:
+            continue  # a kernel; its time is that of the operator that launched it, too
         own = event.self_cpu_time_total if device == "cpu" else event.self_device_time_total
         holder, group = event, None
         while holder is not None and group is None:

@@ -32,9 +32,18 @@ def run(store: Store, device: str, quick: bool) -> int:
         code = subprocess.run(command, cwd=HERE.parents[1], env=environment, check=False).returncode
         if not file.exists() or not file.stat().st_size:
             raise SpecError(f"nothing was measured: pytest ended with exit code {code}; its output says why")
-        record = json.loads(file.read_text())
-        store.log_latency(device, params(record), metrics(record), file)
+        log(store, file)
     return code
+
+
+def log(store: Store, file: Path) -> None:
+    """Put pytest-benchmark's file (`benchmark.json`), from whatever machine it comes, into the store.
+
+    Raises:
+        StoreError: the run can't be logged.
+    """
+    record = json.loads(file.read_text())
+    store.log_latency(record["latency"]["device"], params(record), metrics(record), file)
 
 
 def params(record: dict[str, Any]) -> dict[str, Any]:
