@@ -269,7 +269,7 @@ def report(
     if what not in ("tables", "latency"):
         raise fail(spec.SpecError(f"unknown report {what!r}; known: tables, latency"))
     out = RESULTS if publish else out
-    readme = Path("README.md") if publish and profile == "digits" else None
+    readme = Path("README.md") if publish else None
     try:
         if what == "latency":
             latency.write(Store("latency"), out)

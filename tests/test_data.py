@@ -438,6 +438,15 @@ def test_workers_change_nothing(tiny_imagenet: Path) -> None:
     assert equal(batches(alone[1]), batches(helped[1]))
 
 
+def test_workers_augment_what_lies_in_memory(cifar: Callable[[str], Path]) -> None:
+    data = load("cifar100", root=cifar("cifar100"))
+    alone, helped = loaders(data, 16, seed=5), loaders(data, 16, seed=5, workers=2)
+    assert [loader.chunks.num_workers for loader in helped] == [2, 0, 0]  # nothing else is worth a worker
+    for _ in range(2):
+        assert equal(batches(alone[0]), batches(helped[0]))
+    assert equal(batches(alone[2]), batches(helped[2]))
+
+
 def test_damaged_cifar(cifar: Callable[[str], Path]) -> None:
     root = cifar("cifar10")
     path = root / "cifar-10-batches-py" / "data_batch_3"

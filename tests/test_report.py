@@ -547,11 +547,20 @@ def test_profiles_stand_side_by_side_and_table_4_on_the_papers_data_first(tmp_pa
     metrics = {"test/final": 65.0, "if/T4/accuracy": 33.25}
     update = {"cell": cell.hash, "config": cell.model_dump(mode="json"), "metrics": metrics}
     one = recorded("table4", row.id, 42, 0.0).model_copy(update=update)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{page.BEGIN}\n{page.END}\n")
-    others = [tables.Results.of("paper", [one])]
-    page.write(tables.Results.of("digits", table1()), tmp_path, readme, others, links=True)
-    text, block = (tmp_path / "digits" / "report.html").read_text(), readme.read_text()
+    readme, digits, real = (
+        tmp_path / "README.md",
+        tables.Results.of("digits", table1()),
+        tables.Results.of("paper", [one]),
+    )
+    readme.write_text(empty := f"{page.BEGIN}\n{page.END}\n")
+    page.write(digits, tmp_path, readme, [real], links=True)
+    assert readme.read_text() == empty  # it shows the other profile, which has the paper's data
+    page.write(digits, tmp_path, readme)
+    assert "| M-HT L=1 T=4 | ResNet-18 | 76.22 |" in readme.read_text()
+    page.write(digits, tmp_path, None, [real], links=True)
+    text = (tmp_path / "digits" / "report.html").read_text()
+    page.write(real, tmp_path, readme, [digits])
+    block = readme.read_text()
     assert (
         text.index('<section id="table4-paper">')
         < text.index('<section id="claims">')
@@ -563,7 +572,8 @@ def test_profiles_stand_side_by_side_and_table_4_on_the_papers_data_first(tmp_pa
     assert "33.25" in first
     assert "profile paper" in first
     assert block.index("33.25") < block.index("| claim | on `digits` | on `paper` |")
-    page.write(others[0], tmp_path)
+    assert "VGG-16" not in block  # not run
+    page.write(real, tmp_path)
     alone = (tmp_path / "paper" / "report.html").read_text()
     assert alone.count('id="table4') == 1
     for tag in ("section", "details", "figure", "main", "table", "tr", "td", "div"):

@@ -28,8 +28,8 @@ def test_in_the_interpreter() -> None:
     assert " passed" in done.stdout
 
 
-def ptx(function: str, steps: int, block: int, **flags: object) -> str:
-    """What Triton generates for an H100-class GPU, float32, aligned rows, learned Omega and scale."""
+def ptx(function: str, steps: int, block: int, dtype: str = "fp32", **flags: object) -> str:
+    """What Triton generates for an H100-class GPU, aligned rows, learned Omega and scale."""
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
@@ -45,12 +45,18 @@ def ptx(function: str, steps: int, block: int, **flags: object) -> str:
         "LEVELS": 4,
         "WIDE": tl.float32,
         "BLOCK": block,
+        "GROUP": 4,
         **flags,
     }
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     integers = ("size", "stride", "grad_stride", "blocks", "steps")
     signature = {
-        name: "constexpr" if name in constants else "i32" if name in integers else "*fp32" for name in kernel.arg_names
+        name: "constexpr"
+        if name in constants
+        else "i32"
+        if name in integers
+        else f"*{dtype if name in ('x', 'grad', 'dx', 'out') else 'fp32'}"
+        for name in kernel.arg_names
     }
     source = ASTSource(
         fn=kernel,
@@ -76,3 +82,36 @@ def test_generated_code() -> None:
         assert "div.rn.f32" in code
         assert not re.search(r"\b(fma|mad)\.\w*\.?f32|div\.(approx|full)", code)
         assert re.search(r"ld\.global\S*\.v4", code)
+
+
+# the fullest of each kind: learned Omega (16 bytes a load, where they fit), the input's gradient alone, IF
+FULLEST = [(2, 5, "learned"), (2, 8, "learned"), (4, 7, "learned"), (4, 8, "learned"), (4, 8, "dx"), (4, 11, "dx")]
+FULLEST += [(4, 16, "chain")]
+
+
+@pytest.mark.parametrize(("size", "steps", "kind"), FULLEST, ids=str)
+def test_no_register_spills(size: int, steps: int, kind: str, tmp_path: Path) -> None:
+    compiler = pytest.importorskip("triton.backends.nvidia.compiler")
+    if not hasattr(compiler, "get_ptxas"):
+        pytest.skip("this Triton does not say where its ptxas is")
+    from lmht.kernels import gpu
+
+    mixed, parameters = kind != "chain", kind == "learned"
+    each = gpu.elements(steps, size, mixed=mixed, parameters=parameters)
+    assert each
+    flags = {"MIXED": mixed, "PARAMETERS": parameters, "CHAIN": kind == "chain", "GROUP": gpu.vector(size, each)}
+    code = ptx("_backward", steps, gpu.WARPS * 32 * each, {2: "bf16", 4: "fp32"}[size], **flags)
+    (file := tmp_path / "kernel.ptx").write_text(code)
+    command = [compiler.get_ptxas(90).path, "-v", "-arch=sm_90a", str(file), "-o", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert " 0 bytes spill stores" in done.stderr, done.stderr
+    shuffles = len(re.findall(r"shfl", code))  # of the sums' last step: what lies in one thread is summed there
+    assert shuffles <= 7 * steps * (steps * mixed + 1) * parameters
+
+
+def test_what_does_not_fit_the_registers_is_read_again() -> None:
+    from lmht.kernels.gpu import elements
+
+    assert [elements(t, 4, mixed=True, parameters=True) for t in (1, 2, 4, 8, 9, 16)] == [8, 8, 4, 2, 0, 0]
+    assert [elements(t, 2, mixed=True, parameters=True) for t in (1, 2, 4, 8, 9, 16)] == [8, 8, 8, 2, 0, 0]
+    assert [elements(t, 4, mixed=False, parameters=False) for t in (1, 16, 17)] == [8, 4, 0]

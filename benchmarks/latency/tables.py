@@ -234,8 +234,9 @@ def step_tables(run: Run) -> list[str]:
     about = {
         "cpu": "Page faults, 4 KiB each: memory that the C library had given back to the system and has to get, cleared, again. "
         "`MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` above a step's memory keep it.",
-        "cuda": "Every operator is launched by itself, as PyTorch does unless told otherwise. Where T = 4 costs no more than T = 2, the "
-        "GPU waits for launches, not for arithmetic; so `python -m benchmarks run` replays the passes of a batch as one CUDA graph.",
+        "cuda": "Every operator is launched by itself, as PyTorch does unless told otherwise. Where T = 4 costs no more than "
+        "T = 2, the GPU waits for launches, not for arithmetic; so `python -m benchmarks run` replays the passes of a batch as "
+        "one CUDA graph.",
     }
     lines = ["## Whole steps", "", about[run.params["device"]], ""]
     names = {"relu": "ReLU ANN", "qcfs": "QCFS ANN", "lmht": "LM-HT, T = 2", "lmht-T4": "LM-HT, T = 4"}

@@ -1,7 +1,7 @@
 """Everything generated from a profile's runs, in one go: tables, verdicts, figures, ``report.html``, the README's block."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
@@ -61,6 +61,8 @@ def write(
 ) -> None:
     """Write ``out/figures`` and ``out/<profile>``, and renew the README's block.
 
+    The README shows Table 4 of the first profile that has it on the paper's data, else Table 1 on digits.
+
     Args:
         others: other profiles' runs, to show their verdicts, and Table 4 on the paper's data, beside these.
         links: whether the record, the theorems and the latency stand beside ``out``'s files, to link to them.
@@ -80,8 +82,9 @@ def write(
     order = [*spec.profiles()]
     sides = Sides.of(sorted([results, *others], key=lambda one: order.index(one.name)), rules)
     (folder / "report.html").write_text(html(results, views, judged, rules, shown, sides, links))
-    if readme:
-        update_readme(readme, readme_block(results, views["table1"], sides, rules, folder, captions))
+    table = "table4" if sides.table4 else "table1"
+    if readme and results.name == next(iter(sides.table4), "digits"):
+        update_readme(readme, readme_block(results.name, views[table], sides, rules, folder, captions))
 
 
 def inline(path: Path) -> Markup:
@@ -134,17 +137,13 @@ def provenance(results: tables.Results) -> list[dict[str, str]]:
 
 
 def readme_block(
-    results: tables.Results,
-    view: tables.View,
-    sides: Sides,
-    rules: claims.Claims,
-    folder: Path,
-    captions: dict[str, str],
+    name: str, view: tables.View, sides: Sides, rules: claims.Claims, folder: Path, captions: dict[str, str]
 ) -> str:
-    """Main table (Table 4 on the paper's data, if it was run), verdicts on all profiles and one figure, as Markdown."""
-    name, view = next(iter(sides.table4.items()), (results.name, view))
-    lines = [f"**{view.title}** (profile `{name}`, n seeds in the last column)", ""]
-    lines += [*tables.markdown_table(view), "", *(f"{note}  " for note in view.notes), ""]
+    """A profile's main table, as far as it was run, the verdicts on all profiles and one figure, as Markdown."""
+    run = [line for line, kind in zip(view.lines, view.kinds, strict=True) if kind == "ours"]
+    whole = f"[the whole table]({(folder / f'{view.table}.md').as_posix()})"
+    lines = [f"**{view.title}** (profile `{name}`, n seeds in the last column; {len(run)} rows of {whole})", ""]
+    lines += [*tables.markdown_table(replace(view, lines=run)), "", *(f"{note}  " for note in view.notes), ""]
     lines += [
         "| claim | " + " | ".join(f"on `{name}`" for name in sides.judged) + " |",
         "|---" * (1 + len(sides.judged)) + "|",

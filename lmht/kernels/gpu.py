@@ -2,7 +2,8 @@
 # ruff: noqa: RUF005
 """The fast GPU path, in Triton: a program keeps all T rows of a block of neurons in registers.
 
-From T = 17 on it reads them anew for each sum over T, which a cache holds, and keeps ``dm`` ``[T, M]`` for two matrix products.
+Where registers are too few (:func:`elements`; forward from T = 17 on) it reads them anew for each sum over T, which a cache
+holds, and keeps ``dm`` ``[T, M]`` for two matrix products.
 
 Products and sums stay separate (no fused multiply-add) and the division is IEEE's, so that a tie falls as in the reference. The
 sums for Omega and lambda are partial sums of a fixed number of programs, added in a second step: bitwise equal from run to run on
@@ -49,6 +50,11 @@ def _emitted(m, theta, levels):
     quotient = m / theta if m.dtype == tl.float64 else tl.math.div_rn(m, theta)
     spikes = tl.maximum(tl.floor(quotient), 0.0, propagate_nan=tl.PropagateNan.ALL)
     return tl.minimum(spikes, levels, propagate_nan=tl.PropagateNan.ALL) * theta
+
+
+@triton.jit
+def _grouped(x, BLOCK: tl.constexpr, GROUP: tl.constexpr):
+    return tl.sum(tl.reshape(x, (BLOCK // GROUP, GROUP)), axis=1)
 
 
 @triton.jit
@@ -101,13 +107,14 @@ def _backward(
     PARAMETERS: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,  # neighbours that lie in one thread: a sum holds one number for them
 ):
     theta, levels = tl.load(constants), tl.load(constants + 1)
     low, high = tl.load(constants + 2), tl.load(constants + 3)
     SUMS: tl.constexpr = ((T * T if MIXED else 0) + T) if PARAMETERS else 0
     sums = ()
     for _ in tl.static_range(SUMS):
-        sums = sums + (tl.zeros((BLOCK,), WIDE),)
+        sums = sums + (tl.zeros((BLOCK // GROUP,), WIDE),)
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         offsets = (block + tl.zeros((), tl.int64)) * BLOCK + tl.arange(0, BLOCK)
         mask = offsets < size
@@ -143,11 +150,11 @@ def _backward(
         if PARAMETERS:  # masked neurons have x = 0 and g = 0
             added = ()
             for t in tl.static_range(T):
-                added = added + (sums[t] + dms[t] * befores[t],)
+                added = added + (sums[t] + _grouped(dms[t] * befores[t], BLOCK, GROUP),)
             if MIXED:
                 for t in tl.static_range(T):
                     for j in tl.static_range(T):
-                        added = added + (sums[T + t * T + j] + dms[t] * xs[j],)
+                        added = added + (sums[T + t * T + j] + _grouped(dms[t] * xs[j], BLOCK, GROUP),)
             sums = added
     for i in tl.static_range(SUMS):
         tl.store(partial + tl.program_id(0) * SUMS + i, tl.sum(sums[i]))
@@ -252,6 +259,32 @@ def _options(x: Tensor, omega: Tensor | None, v0: Tensor, block: int) -> dict[st
     return {**types, "num_warps": WARPS, "enable_fp_fusion": False}
 
 
+def elements(steps: int, size: int, *, mixed: bool, parameters: bool) -> int:
+    """Neurons of a thread in the backward pass that keeps its rows in registers; 0 if there are too few registers for one.
+
+    16 bytes a load where they fit, more while that leaves a multiprocessor four programs.
+
+    Args:
+        size: bytes of an element.
+    """
+    if steps > IN_REGISTERS:
+        return 0
+    sums = steps * (steps * mixed + 1) if parameters else 0
+    words = max(size // 4, 1)
+    for each in (8, 4, 2, 1):
+        group = vector(size, each)
+        # rows, sums and Omega; what ptxas then takes is a tenth less or more (tests/test_triton.py)
+        registers = words * (3 * steps * each + sums * each // group + 5 * steps**2 * mixed // 4) + 30
+        if registers <= (232 if each == group else 128):
+            return each
+    return 0
+
+
+def vector(size: int, each: int) -> int:
+    """Neighbours of ``size`` bytes that a thread loads at once, of ``each`` that it has."""
+    return min(16 // size, each)
+
+
 def fire(x: Tensor, omega: Tensor | None, leak: Tensor, v0: Tensor, constants: Tensor, out: Tensor) -> Tensor:
     """``s(t) * theta`` as ``[T, M]``, for ``x [T, M]`` with dense rows; see :mod:`lmht.kernels.operator` for the rest."""
     steps, size = x.shape
@@ -280,9 +313,9 @@ def fire_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``dx [T, M]``, ``domega [T, T]``, ``dleak [T]``; the last two empty without ``parameters``, or without Omega."""
     steps, size = x.shape
-    long, sums = steps > IN_REGISTERS, steps * ((0 if omega is None else steps) + 1) if parameters else 0
-    # T * T sums of a block live in registers, beside 2 T rows
-    block = WARPS * 32 * (4 if long else 8 if sums <= 8 else 4 if sums <= 24 else 1)
+    each = elements(steps, x.element_size(), mixed=omega is not None, parameters=parameters)
+    long, sums = not each, steps * ((0 if omega is None else steps) + 1) if parameters else 0
+    block = WARPS * 32 * (each or 4)
     blocks = triton.cdiv(size, block)
     neuron = leak if omega is None else omega, leak, v0, constants
     options = {**_options(x, omega, v0, block), "CHAIN": chain, "PARAMETERS": parameters}
@@ -297,6 +330,7 @@ def fire_backward(
             return dx, dm @ x.to(dm.dtype).T if mixed else leak.new_empty(0, steps), partial.sum(0)
         programs = _programs(x, blocks) if parameters else blocks
         partial = leak.new_empty(programs, sums)
+        options["GROUP"] = vector(x.element_size(), each)
         _backward[(programs,)](
             grad, x, dx, partial, *neuron, size, grad.stride(0), x.stride(0), blocks, T=steps, **options
         )
