@@ -63,7 +63,8 @@ def fan_out_sum(layer: nn.Module, spikes: Tensor) -> float:
     if isinstance(layer, nn.Linear):
         return float(spikes.sum(dtype=torch.float64)) * layer.out_features
     assert isinstance(layer, nn.modules.conv._ConvNd)
-    maps = spikes.double().sum(1, keepdim=True)  # every input channel reaches out_channels / groups outputs
+    # every input channel reaches out_channels / groups outputs, in every sample alike
+    maps = spikes.sum((0, 1), keepdim=True, dtype=torch.float64)
     ones = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64, device=spikes.device)
     dimensions = len(layer.kernel_size)
     if layer.transposed:

@@ -1,7 +1,7 @@
 """Reparameterisation: an LM-HT network over T steps as a one-level network over L*T steps (Theorem A.2)."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -63,14 +63,16 @@ def reparameterize(network: nn.Module, *, inexact: bool = False) -> MultiStep:
         elif power < 0:
             tensor.div_(levels)
     twin.steps *= levels
-
-    def one_level(neuron: nn.Module) -> nn.Module:
-        assert isinstance(neuron, Neuron)
-        tgim = expand_tgim(*window_tgim(neuron), levels)
-        return LMHT(1, twin.steps, theta=neuron.theta, v0=neuron.v0, tgim=tgim)
-
-    replace_modules(twin, Neuron, one_level)
+    replace_modules(twin, Neuron, _one_level)
     return twin
+
+
+def _one_level(neuron: nn.Module) -> LMHT:
+    """A neuron's twin."""
+    assert isinstance(neuron, Neuron)
+    levels, steps = neuron.levels, neuron.steps
+    tgim = expand_tgim(*window_tgim(neuron), levels)
+    return LMHT(1, steps * levels, theta=neuron.theta, v0=neuron.v0, tgim=tgim)
 
 
 def repeat_frames(images: Tensor, network: MultiStep, twin: MultiStep) -> Tensor:
@@ -124,7 +126,7 @@ def certify(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, LayerCer
     Raises:
         ValueError: what :func:`reparameterize` refuses, or no data.
     """
-    both = _with_twin(network, "no certificate")
+    both = _with_twin(network, "no certificate", _WithTwin)
     for batch in batches:
         both(torch.cat([batch, batch], 1 if both.frames else 0))
     layers = {name: module.found for name, module in both.named_modules() if isinstance(module, _WithTwin)}
@@ -135,7 +137,7 @@ def certify(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, LayerCer
 
 @torch.no_grad()
 def foretell(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What the reparameterised twin will say of each image, without building it, followed as in :func:`certify`.
+    """What the reparameterised twin will say of each image, followed as in :func:`certify`: at 2 T convolutions.
 
     Args:
         network: as for :func:`certify`; images: ``[N, C, H, W]`` or ``[T, N, C, H, W]``.
@@ -147,9 +149,9 @@ def foretell(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: as :func:`certify`.
     """
-    both = _with_twin(network, "can't follow the twin")
+    both = _with_twin(network, "can't follow the twin", _Followed)
     logits = both(torch.cat([images, images], 1 if both.frames else 0))
-    different = [d for module in both.modules() if isinstance(module, _WithTwin) for d in module.different]
+    different = [d for module in both.modules() if isinstance(module, _Followed) for d in module.different]
     return logits[len(logits) // 2 :], ~torch.stack(different).any(0)
 
 
@@ -165,11 +167,32 @@ def _prepared(network: nn.Module, what: str, inexact: bool = False) -> tuple[Mul
     return copied, found
 
 
-def _with_twin(network: nn.Module, what: str) -> MultiStep:
+def _with_twin(network: nn.Module, what: str, both_neurons: Callable[[nn.Module], nn.Module]) -> MultiStep:
     both, found = _prepared(network, what)
     _cut(found)  # what has no twin can't be followed
-    replace_modules(both, Neuron, _WithTwin)
+    replace_modules(both, Neuron, both_neurons)
     return both
+
+
+class _Followed(nn.Module):
+    """A neuron on the first half of the batch, on the second half its twin, whose spikes are summed over each window."""
+
+    def __init__(self, neuron: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(neuron, Neuron)
+        self.neuron = neuron
+        self.twin_emit = _one_level(neuron).emit  # no module of the network, whose neurons have T steps
+        self.different: list[Tensor] = []  # of every call, by sample: a neuron may be used in several places
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps, theta = self.neuron.steps, self.neuron.theta
+        x, x_hat = x.unflatten(0, (steps, 2, len(x) // (2 * steps))).unbind(1)
+        parts = x_hat.new_zeros(steps, self.neuron.levels, *x_hat.shape[1:])
+        parts[:, 0] = x_hat  # the twin mixes a window's currents: their sum counts, not how they share it
+        spikes = self.twin_emit(parts.flatten(0, 1)).unflatten(0, parts.shape[:2]) > 0
+        own, outs = self.neuron.emit(x), theta * spikes.sum(1).to(x.dtype)
+        self.different.append((own != outs).transpose(0, 1).flatten(1).any(1))
+        return torch.stack([own, outs], 1).flatten(0, 2)
 
 
 class _WithTwin(nn.Module):
@@ -179,7 +202,6 @@ class _WithTwin(nn.Module):
         super().__init__()
         assert isinstance(neuron, Neuron)
         self.neuron, self.found = neuron, LayerCertificate()
-        self.different: list[Tensor] = []  # of every call, by sample: a neuron may be used in several places
 
     def forward(self, x: Tensor) -> Tensor:
         theta, levels, steps = self.neuron.theta, self.neuron.levels, self.neuron.steps
@@ -187,7 +209,6 @@ class _WithTwin(nn.Module):
         omega, leak = (part.to(x) for part in window_tgim(self.neuron))
         leaks = leak.expand(steps, 1)[:, 0]
         v = v_hat = initial_potential(x, self.neuron.v0)
-        different = x.new_zeros(x.shape[1], dtype=torch.bool)
         outs = []
         for t in range(steps):
             u, v_hat = leaks[t] * v, leaks[t] * v_hat
@@ -207,12 +228,10 @@ class _WithTwin(nn.Module):
             self.found.windows += s.numel()
             self.found.outside += int((~inside).sum()) if levels > 1 else 0  # one level is its own twin
             self.found.spikes += int(s.sum(dtype=torch.float64))
-            different |= (s != s_hat).flatten(1).any(1)
             self.found.difference += int((s - s_hat).abs().sum(dtype=torch.float64))
             if s.numel():
                 margin = (m / theta - (m / theta).round().clamp(1, levels)).abs().min()
                 self.found.margin = min(self.found.margin, float(margin))
-        self.different.append(different)
         return torch.stack(outs).flatten(0, 2)
 
 
