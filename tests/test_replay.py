@@ -1,4 +1,4 @@
-"""A training whose passes are CUDA graphs is the one whose passes are launched; what a training on a GPU leaves elsewhere."""
+"""A training whose passes are CUDA graphs is the one whose passes are launched."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.run.replay import Replayed
-from benchmarks.run.state import Progress, generators, restore_generators
+from benchmarks.run.state import Progress
 from lmht import LMHT, QCFS
 from lmht.networks import build
 
@@ -74,11 +74,6 @@ def test_a_network_that_asks_the_gpu_is_launched() -> None:
         passes(x, y)
     assert passes(torch.randn_like(x), y).isfinite()
     assert torch.equal(next(b for n, b in network.named_buffers() if n.endswith("tracked")).cpu(), torch.tensor(2))
-
-
-def test_a_training_from_a_gpu_goes_on_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    restore_generators(generators() | {"cuda": [torch.zeros(16, dtype=torch.uint8)]})
 
 
 def test_a_training_names_what_it_ran_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,13 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from benchmarks import cli, spec
 from benchmarks.cli import app
 from benchmarks.record import Epoch, Evaluation, Measured, Record, Result, dumps, pack
-from benchmarks.report import claims, page, tables, verify
+from benchmarks.report import claims, figures, page, tables, verify
 from benchmarks.store import Store
 
 SEEDS = range(42, 47)
@@ -529,6 +530,16 @@ def test_figures_say_what_the_store_holds(written: Path) -> None:
         "firing_regions.svg",
         "neuron.svg",
     }
+
+
+def test_a_legend_names_what_any_panel_shows() -> None:
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    for panel, names in ((left, "ab"), (right, "bc")):
+        for name in names:
+            panel.plot([0, 1], label=name)
+    figures.legend_below(figure, (left, right), 3)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
 
 
 def test_the_page_stands_alone_and_is_small(written: Path) -> None:

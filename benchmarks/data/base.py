@@ -252,7 +252,7 @@ def loaders(
 
     def loader(part: Part, train: bool) -> Loader:
         in_memory, together, size = isinstance(part, InMemory), 1, batch_size
-        apart = workers > 0 and not (in_memory and not train)
+        apart = workers > 0 and (train or not in_memory)
         if isinstance(part, InMemory):
             part = part if apart else part.to(device)
             if device.type == "cuda" and not train:

@@ -1,7 +1,7 @@
 """Figures: of the equations (no data), and of a profile's runs. Deterministic SVG: the same records give the same bytes."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +268,7 @@ def accuracy_against_latency(results: Results) -> Iterator[Named]:
     if not groups:
         return
     figure, axes = grid(len(groups))
-    for i, (panel, ((architecture, tq, dataset), rows)) in enumerate(zip(axes, groups.items(), strict=True)):
+    for panel, ((architecture, tq, dataset), rows) in zip(axes, groups.items(), strict=True):
         converted = sorted((row for row in rows if row.stage == "converted"), key=lambda row: row.steps)
         points = [(row.steps, *mean_and_ci(results.values("table4", row, "accuracy_pct"))) for row in converted]
         if points:
@@ -290,14 +290,21 @@ def accuracy_against_latency(results: Results) -> Iterator[Named]:
         panel.minorticks_off()
         keep_percent(panel)
         panel.set(title=f"{architecture}, Tq = {tq}, {dataset}", xlabel="one-level steps x", ylabel="test accuracy, %")
-        if i == 0:
-            handles = panel.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=8)
+    legend_below(figure, axes, 2)
     yield (
         "accuracy_latency",
         "Accuracy against latency. Filled marks: L=2; open: L=4. Mean and 95 % CI over seeds.",
         figure,
     )
+
+
+def legend_below(figure: Figure, panels: Iterable[Axes], columns: int) -> None:
+    """One legend for all panels: what the first one lacks another may show."""
+    handles: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def hybrid_groups(results: Results) -> dict[tuple[str, int, str], list[Row]]:
@@ -314,7 +321,7 @@ def hybrid(results: Results) -> Iterator[Named]:
     if not groups:
         return
     figure, axes = grid(len(groups))
-    for i, (panel, ((architecture, tq, dataset), rows)) in enumerate(zip(axes, groups.items(), strict=True)):
+    for panel, ((architecture, tq, dataset), rows) in zip(axes, groups.items(), strict=True):
         shapes = list(dict.fromkeys((row.levels, row.steps) for row in rows if row.start))
         for row in rows:
             after = float(results.values("table4", row, "accuracy_pct").mean())
@@ -341,9 +348,7 @@ def hybrid(results: Results) -> Iterator[Named]:
         panel.set(yticks=range(len(shapes)), yticklabels=names, ylim=(-0.6, len(shapes) - 0.4))
         panel.set(title=f"{architecture}, Tq = {tq}, {dataset}", xlabel="test accuracy, % (dashed: quantised ANN)")
         panel.set_xlim(right=min(102, panel.get_xlim()[1]))
-        if i == 0:
-            handles = panel.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=8)
+    legend_below(figure, axes, 3)
     yield "hybrid", "Hybrid training: accuracy before and after fine-tuning; means over seeds.", figure
 
 

@@ -179,7 +179,7 @@ def generators() -> dict[str, Any]:
 def restore_generators(state: dict[str, Any]) -> None:
     """Put every generator where :func:`generators` found it."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():  # a training may go on without a GPU, but not to the last bit
+    if state["cuda"]:  # without a GPU they wait in torch: a training goes on, though not to the last bit
         torch.cuda.set_rng_state_all(state["cuda"])
     numpy = state["numpy"]
     np.random.set_state(numpy | {"state": numpy["state"] | {"key": numpy["state"]["key"].numpy().astype(np.uint32)}})
