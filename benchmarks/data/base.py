@@ -204,17 +204,22 @@ class InMemory(Part):
 
 
 class Loader:
-    """The batches of one part, each pass the next epoch; `sampler.set_epoch(k, b)` goes to batch b of epoch k (from 0)."""
+    """The batches of one part, each pass the next epoch; `sampler.set_epoch(k, b)` goes to batch b of epoch k (from 0).
 
-    def __init__(self, chunks: DataLoader[Batch], sampler: Batches) -> None:
-        self.chunks, self.sampler = chunks, sampler
+    Workers begin with a pass when it is made (`iter`), not when its first batch is asked for.
+    """
+
+    def __init__(self, chunks: DataLoader[Batch], sampler: Batches, device: torch.device) -> None:
+        self.chunks, self.sampler, self.device = chunks, sampler, device
 
     def __len__(self) -> int:
         return self.sampler.batches
 
     def __iter__(self) -> Iterator[Batch]:
-        done = self.sampler.first % self.sampler.together
-        for images, labels in self._chunks():
+        return self._batches(self.sampler.first % self.sampler.together, iter(self.chunks))
+
+    def _batches(self, done: int, chunks: Iterator[Batch]) -> Iterator[Batch]:
+        for images, labels in self._moved(chunks):
             if self.sampler.together == 1:
                 yield images, labels
                 continue
@@ -222,9 +227,10 @@ class Loader:
             yield from itertools.islice(batches, done, None)
             done = 0
 
-    def _chunks(self) -> Iterator[Batch]:
+    def _moved(self, chunks: Iterator[Batch]) -> Iterator[Batch]:
         try:
-            yield from self.chunks
+            for images, labels in chunks:
+                yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         except DataError as error:  # of a worker, with its traceback in front
             raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
 
@@ -244,8 +250,8 @@ def loaders(
     Images are [N, C, H, W], frames [T, N, C, H, W], labels int64 [N], or [N, classes] after a batch transform. The training
     batches are a function of `seed` and the epoch alone: the same for any number of workers and on any device.
 
-    Data sets in memory are kept on `device`, but for training images that `workers` augment; what does not lie on a GPU comes to
-    it from pinned memory.
+    Batches lie on `device`. Data sets in memory are kept there, but for training images that `workers` augment; what does not lie
+    on a GPU comes to it from pinned memory, a chunk at a time.
     Of `world` processes this one, `rank`, gets its part, in batches of `batch_size` each.
     """
     device = torch.device(device)
@@ -268,7 +274,7 @@ def loaders(
             persistent_workers=apart,
             generator=torch.Generator(),  # for the workers' base seed, else drawn from the global one
         )
-        return Loader(chunks, sampler)
+        return Loader(chunks, sampler, device)
 
     return loader(data.train, True), loader(data.val, False), loader(data.test, False)
 

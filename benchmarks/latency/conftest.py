@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.latency import cases, measure
+from benchmarks.run.network import full_float32
 
 NO_GPU = "not run: no GPU"
 LEFT_OUT: pytest.StashKey[dict[str, str]] = pytest.StashKey()
@@ -33,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
             torch.set_num_threads(len(os.sched_getaffinity(0)))
     else:
         torch.backends.cudnn.benchmark = True
+        full_float32()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks import data
 from benchmarks.record import Evaluation, Record, pack
 from benchmarks.run.evaluate import compare_with_ann, evaluate
-from benchmarks.run.network import network_of, starting_network
+from benchmarks.run.network import full_float32, network_of, starting_network
 from benchmarks.spec import Cell
 from lmht.conversion import to_lmht
 from lmht.kernels import use_backend
@@ -31,6 +31,7 @@ def again(
     cell = Cell(**record.config)
     if cell.threads:
         torch.set_num_threads(cell.threads)
+    full_float32()
     recipe, on = cell.recipe, torch.device(device)
     options: dict[str, Any] = {
         "root": root,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from benchmarks.neurons import KINDS
@@ -47,3 +48,11 @@ def network_of(cell: Cell, info: Shape) -> Network:
         frames=info.frames,
         **cell.network,
     )
+
+
+def full_float32() -> None:
+    """Have this process compute float32 in float32 on a GPU, too.
+
+    cuDNN's convolutions take TF32 unless told otherwise, whose factors have 10 bits: more sums would fall beyond a threshold.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

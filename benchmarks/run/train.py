@@ -22,7 +22,7 @@ from benchmarks import data
 from benchmarks.record import Epoch, Result
 from benchmarks.run import together
 from benchmarks.run.evaluate import compare_with_ann, evaluate, predict
-from benchmarks.run.network import network_of, starting_network
+from benchmarks.run.network import full_float32, network_of, starting_network
 from benchmarks.run.replay import Replayed
 from benchmarks.run.state import Progress, States, generators, restore_generators
 from benchmarks.spec import Cell, Recipe
@@ -110,6 +110,7 @@ def _train(
     stopping: Callable[[], bool],
 ) -> Generator[Epoch | Result, None, None]:
     recipe, devices = cell.recipe, cell.devices
+    full_float32()
     fabric = together.fabric(devices, device, recipe.precision)
     fabric.launch()
     torch.manual_seed(seed)
@@ -216,15 +217,16 @@ def _train(
 
     for epoch, metrics in enumerate(at.history):
         yield Epoch(epoch + 1, recipe.epochs, metrics)
+    if at.epoch < recipe.epochs:
+        train.sampler.set_epoch(at.epoch, at.batch)
+        coming = iter(train)
     while at.epoch < recipe.epochs:
         model.train()
-        train.sampler.set_epoch(at.epoch, at.batch)
         started, loss_sum = (
             time.perf_counter() - at.seconds,
             torch.tensor(at.loss_sums[fabric.global_rank], device=fabric.device),
         )
-        for i, (x, y) in enumerate(itertools.islice(train, batches - at.batch), at.batch):
-            x, y = fabric.to_device((x, y))
+        for i, (x, y) in enumerate(itertools.islice(coming, batches - at.batch), at.batch):
             last = (i + 1) % recipe.accumulate == 0 or i + 1 == batches
             with fabric.no_backward_sync(model, enabled=not last):
                 loss_sum += passes(x, y) * len(y)
@@ -255,6 +257,9 @@ def _train(
         mean_loss = checked(float(total_loss) / images)
         seconds = time.perf_counter() - started
         metrics = {"loss": mean_loss, "images_per_s": images / seconds}
+        if at.epoch + 1 < recipe.epochs:  # the workers' next images, while this process looks at the test's
+            train.sampler.set_epoch(at.epoch + 1)
+            coming = iter(train)
         metrics["test"] = looked_at(test)
         at.best["test/best"] = max(at.best.get("test/best", 0.0), metrics["test"])
         if recipe.validation:
