@@ -447,6 +447,14 @@ def test_workers_augment_what_lies_in_memory(cifar: Callable[[str], Path]) -> No
     assert equal(batches(alone[2]), batches(helped[2]))
 
 
+def test_workers_begin_with_a_pass_when_it_is_made(cifar: Callable[[str], Path]) -> None:
+    data = load("cifar100", root=cifar("cifar100"))
+    train = loaders(data, 16, seed=5, workers=1)[0]
+    first = iter(train)
+    assert train.sampler.epoch == 1  # its keys are with the workers
+    assert equal(list(first), batches(loaders(data, 16, seed=5)[0]))
+
+
 def test_damaged_cifar(cifar: Callable[[str], Path]) -> None:
     root = cifar("cifar10")
     path = root / "cifar-10-batches-py" / "data_batch_3"

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import spec
 from benchmarks.record import Epoch, Result
@@ -138,3 +139,16 @@ def test_a_worker_that_dies_while_all_stop_is_not_begun_again() -> None:
     pool, training = spread([[]], stop)
     pool.flag = type("Flag", (), {"up": type("up", (), {"remote": staticmethod(lambda: None)})})
     assert isinstance(pool.next_event([training])[1], workers.StoppedError)
+
+
+@pytest.mark.parametrize(("parallel", "gpus", "share"), [(1, 1, 1.0), (3, 1, 0.3333), (3, 2, 0.5), (2, 4, 1.0)])
+def test_trainings_share_this_machine_s_gpus(
+    cell: spec.Cell, monkeypatch: pytest.MonkeyPatch, parallel: int, gpus: int, share: float
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    pool = workers.OnRay.__new__(workers.OnRay)
+    pool.local, pool.parallel, pool.device = True, parallel, "cuda"
+    assert pool.wants(cell) == {"CPU": 1, "GPU": share}
+    assert pool.room(cell) == parallel
+    pool.local = False  # a cluster's machines are not ours to divide
+    assert pool.wants(cell)["GPU"] == 1

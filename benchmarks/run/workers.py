@@ -1,6 +1,7 @@
 """Where trainings run: one after another in this process, shared by several that train together, or spread by Ray."""
 
 import logging
+import math
 import re
 import signal
 import tempfile
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks import data
 from benchmarks.record import Epoch, Result
@@ -211,9 +214,12 @@ class OnRay:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.flag = self.ray.remote(num_cpus=0, scheduling_strategy=here)(Flag).remote()
 
-    def wants(self, cell: Cell, data_workers: int = 0) -> dict[str, int]:
-        """What a training takes of a machine; on this one alone ``parallel`` decides."""
-        gpus = {"GPU": 1} if self.device != "cpu" else {}
+    def wants(self, cell: Cell, data_workers: int = 0) -> dict[str, float]:
+        """What a training takes of a machine; on this one alone ``parallel`` decides, and trainings share its GPUs."""
+        gpus = {"GPU": 1.0} if self.device != "cpu" else {}
+        if gpus and self.local and self.parallel:
+            sharing = math.ceil(self.parallel / max(1, torch.cuda.device_count()))
+            gpus = {"GPU": math.floor(1e4 / sharing) / 1e4}  # Ray counts in ten-thousandths
         return {"CPU": 1 if self.local else (cell.threads or 1) + data_workers} | gpus
 
     def room(self, cell: Cell, data_workers: int = 0) -> int:
