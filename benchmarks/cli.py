@@ -101,7 +101,8 @@ def run(
     jobs: Annotated[
         int | None,
         typer.Option(
-            min=1, help="seeds trained at once; default: CPU cores, 1 on a GPU (more share it), all that a cluster has room for"
+            min=1,
+            help="seeds trained at once; default: CPU cores, 1 on a GPU (more share it), all that a cluster has room for",
         ),
     ] = None,
     ray: Annotated[

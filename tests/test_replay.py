@@ -1,7 +1,10 @@
 """A training whose passes are CUDA graphs is the one whose passes are launched."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,8 +12,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.data import DataError
+from benchmarks.run.again import again
 from benchmarks.run.replay import Replayed
 from benchmarks.run.state import Progress
+from benchmarks.run.train import run_cell
+from benchmarks.spec import load_profile, load_spec, resolve, select_rows
 from lmht import LMHT, QCFS
 from lmht.networks import build
 
@@ -82,3 +89,16 @@ def test_a_training_names_what_it_ran_on(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("cuda", "cuda", "cpu", "cpu"):
         at.on(torch.device(name))
     assert at.devices == ["NVIDIA H100", "cpu"]
+
+
+def test_float32_is_float32_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever computes with a network says so first: a training, and an evaluation of a stored one."""
+    cell = resolve(select_rows("table4", load_spec("table4"), ["resnet20-tq4-if-t2"])[0], load_profile("paper-small"))
+    record = SimpleNamespace(config=cell.model_dump())
+    trained = run_cell(cell, 42, root=tmp_path, device="cpu", out=tmp_path / "c.pt")
+    evaluated = partial(again, cast(Any, record), tmp_path / "c.pt", None, root=tmp_path, device="cpu", where={})
+    for work in (partial(next, trained), evaluated):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+        with pytest.raises(DataError, match="not found"):  # which comes later
+            work()
+        assert not torch.backends.cudnn.allow_tf32
