@@ -552,11 +552,14 @@ def test_the_page_stands_alone_and_is_small(written: Path) -> None:
 
 
 def test_profiles_stand_side_by_side_and_table_4_on_the_papers_data_first(tmp_path: Path) -> None:
-    paper = spec.load_profile("paper")
     (row,) = spec.select_rows("table4", spec.load_spec("table4"), ["resnet20-tq4-if-t4"])
-    cell = spec.resolve(row, paper)
+
+    def of_profile(name: str, row: spec.Row) -> dict[str, Any]:
+        cell = spec.resolve(row, spec.load_profile(name))
+        return {"cell": cell.hash, "config": cell.model_dump(mode="json")}
+
     metrics = {"test/final": 65.0, "if/T4/accuracy": 33.25}
-    update = {"cell": cell.hash, "config": cell.model_dump(mode="json"), "metrics": metrics}
+    update = of_profile("paper", row) | {"metrics": metrics}
     one = recorded("table4", row.id, 42, 0.0).model_copy(update=update)
     readme, digits, real = (
         tmp_path / "README.md",
@@ -584,6 +587,15 @@ def test_profiles_stand_side_by_side_and_table_4_on_the_papers_data_first(tmp_pa
     assert "profile paper" in first
     assert block.index("33.25") < block.index("| claim | on `digits` | on `paper` |")
     assert "VGG-16" not in block  # not run
+    second = one.model_copy(update={"metrics": metrics | {"if/T4/accuracy": 31.25}})
+    small = second.model_copy(update=of_profile("paper-small", row))
+    page.write(tables.Results.of("paper-small", [small]), tmp_path, readme, [digits, real])
+    both = readme.read_text()
+    assert (
+        both.index("33.25")
+        < both.index("31.25")
+        < both.index("| claim | on `digits` | on `paper` | on `paper-small` |")
+    )
     page.write(real, tmp_path)
     alone = (tmp_path / "paper" / "report.html").read_text()
     assert alone.count('id="table4') == 1

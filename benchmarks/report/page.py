@@ -17,7 +17,7 @@ EQUATIONS = {
     "ri_curves": "Mean output against a current that is uniform in time (as Fig. 2d), L = T = 2, θ = ϑ/2.",
     "firing_regions": "Spikes, and where all steps fire alike, for a current that is uniform in time (as Fig. 1).",
 }
-README_FIGURE = "accuracy_latency"
+README_FIGURE = "accuracy_latency.svg"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def write(
 ) -> None:
     """Write ``out/figures`` and ``out/<profile>``, and renew the README's block.
 
-    The README shows Table 4 of the first profile that has it on the paper's data, else Table 1 on digits.
+    The README shows Table 4 of all profiles that have it on the paper's data, else Table 1 on digits.
 
     Args:
         others: other profiles' runs, to show their verdicts, and Table 4 on the paper's data, beside these.
@@ -82,9 +82,9 @@ def write(
     order = [*spec.profiles()]
     sides = Sides.of(sorted([results, *others], key=lambda one: order.index(one.name)), rules)
     (folder / "report.html").write_text(html(results, views, judged, rules, shown, sides, links))
-    table = "table4" if sides.table4 else "table1"
-    if readme and results.name == next(iter(sides.table4), "digits"):
-        update_readme(readme, readme_block(results.name, views[table], sides, rules, folder, captions))
+    top = sides.table4 or {"digits": views["table1"]}
+    if readme and results.name in top:
+        update_readme(readme, readme_block(top, sides, rules, out))
 
 
 def inline(path: Path) -> Markup:
@@ -136,14 +136,21 @@ def provenance(results: tables.Results) -> list[dict[str, str]]:
     return [{key: str(value) for key, value in line.items()} for line in counted.to_dict("records")]
 
 
-def readme_block(
-    name: str, view: tables.View, sides: Sides, rules: claims.Claims, folder: Path, captions: dict[str, str]
-) -> str:
-    """A profile's main table, as far as it was run, the verdicts on all profiles and one figure, as Markdown."""
-    run = [line for line, kind in zip(view.lines, view.kinds, strict=True) if kind == "ours"]
-    whole = f"[the whole table]({(folder / f'{view.table}.md').as_posix()})"
-    lines = [f"**{view.title}** (profile `{name}`, n seeds in the last column; {len(run)} rows of {whole})", ""]
-    lines += [*tables.markdown_table(replace(view, lines=run)), "", *(f"{note}  " for note in view.notes), ""]
+def readme_block(top: dict[str, tables.View], sides: Sides, rules: claims.Claims, out: Path) -> str:
+    """Profiles' main tables, as far as they were run, the verdicts on all profiles and the figure of most rows, as Markdown."""
+    lines: list[str] = []
+    rows = {
+        name: [line for line, kind in zip(view.lines, view.kinds, strict=True) if kind == "ours"]
+        for name, view in top.items()
+    }
+    for name, view in top.items():
+        whole = f"[the whole table]({(out / name / f'{view.table}.md').as_posix()})"
+        lines += [
+            f"**{view.title}** (profile `{name}`, n seeds in the last column; {len(rows[name])} rows of {whole})",
+            "",
+        ]
+        lines += [*tables.markdown_table(replace(view, lines=rows[name])), ""]
+        lines += [*(f"{note}  " for note in view.notes if f"{note}  " not in lines), ""]
     lines += [
         "| claim | " + " | ".join(f"on `{name}`" for name in sides.judged) + " |",
         "|---" * (1 + len(sides.judged)) + "|",
@@ -151,8 +158,10 @@ def readme_block(
     for claim in rules.claim:
         verdicts = " | ".join(judged[claim.id].said for judged in sides.judged.values())
         lines.append(f"| {claim.id}: {claim.title} | {verdicts} |")
-    if README_FIGURE in captions:
-        lines += ["", f"![{captions[README_FIGURE]}]({(folder / 'figures' / README_FIGURE).as_posix()}.svg)"]
+    most = max(top, key=lambda name: len(rows[name]))
+    figure = out / most / "figures" / README_FIGURE
+    if figure.exists():
+        lines += ["", f"![Accuracy against latency, profile {most}]({figure.as_posix()})"]
     return "\n".join([*lines, ""])
 
 
