@@ -150,7 +150,8 @@ def readme_block(top: dict[str, tables.View], sides: Sides, rules: claims.Claims
             "",
         ]
         lines += [*tables.markdown_table(replace(view, lines=rows[name])), ""]
-        lines += [*(f"{note}  " for note in view.notes if f"{note}  " not in lines), ""]
+        notes = [f"{note}  " for note in view.notes if f"{note}  " not in lines]
+        lines += [*notes, ""] if notes else []
     lines += [
         "| claim | " + " | ".join(f"on `{name}`" for name in sides.judged) + " |",
         "|---" * (1 + len(sides.judged)) + "|",
