@@ -157,7 +157,8 @@ def readme_block(top: dict[str, tables.View], sides: Sides, rules: claims.Claims
         "|---" * (1 + len(sides.judged)) + "|",
     ]
     for claim in rules.claim:
-        verdicts = " | ".join(judged[claim.id].said for judged in sides.judged.values())
+        found = [judged[claim.id] for judged in sides.judged.values()]
+        verdicts = " | ".join(f"{one.said}: {one.tally}" if "," in one.tally else one.said for one in found)
         lines.append(f"| {claim.id}: {claim.title} | {verdicts} |")
     most = max(top, key=lambda name: len(rows[name]))
     figure = out / most / "figures" / README_FIGURE
