@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks import spec
-from benchmarks.record import Epoch, RecordError, Result
+from benchmarks.record import Epoch, Record, RecordError, Result
 from benchmarks.run.schedule import STATE_DIR, Elsewhere, Job, Note, check, jobs_of
 from benchmarks.run.schedule import run as run_jobs
 from benchmarks.run.state import Stop
@@ -124,6 +125,8 @@ def run(
         run_latency(device, quick)
         return
     try:
+        if "latency" in (tables or []):
+            raise spec.SpecError("latency is measured alone: `python -m benchmarks run latency`")
         chosen = spec.load_profile(profile)
         if device != "cuda" or ray in (None, "local"):  # other machines' GPUs can't be asked from here
             device = resolve_device(device)
@@ -213,12 +216,13 @@ def plan(
     try:
         wanted, chosen = selection(tables), spec.load_profile(profile)
         work = jobs_of(wanted, chosen, seeds)
+        device = resolve_device(device) if measure else device
     except spec.SpecError as error:
         raise fail(error) from error
     frame = costs.plan(work, tflops)
     at_once, unit = 1, "GPU-hours"
     if measure:
-        device, unit = resolve_device(device), "hours"
+        unit = "hours"
         at_once = 1 if device != "cpu" else len(os.sched_getaffinity(0))
         frame["hours"] = costs.hours(work, at_once, device)
     view = Table("table", "cell", "seeds", "training images", "GMACs an image", unit, title=f"profile {profile}")
@@ -275,7 +279,14 @@ def report(
         if what == "latency":
             latency.write(Store("latency"), out)
         else:
+            chosen = spec.load_profile(profile)
             ours = record.load(records) if records else Store(profile).records()
+            if records:
+                of_profile(ours, chosen, profile, records)
+            if publish:
+                record.refuse_loss(ours, record_of(profile, None))
+            if not any(one.status == "finished" for one in ours):
+                say(f"profile {profile} has no finished run: its tables show what the paper says")
             committed = {name: record_of(name, None) for name in spec.profiles() if name != profile}
             others = [Results.of(name, record.load(path)) for name, path in committed.items() if path.exists()]
             page.write(Results.of(profile, ours), out, readme, others, links=publish)
@@ -297,6 +308,7 @@ def compare_with_committed(profile: str, store: Store, keys: set[tuple[str, int]
         return
     try:
         ours = [one for one in store.records(imported=False) if keys is None or one.key in keys]
+        frame = store.seeds()
         found = record.compare(ours, record.load(path))
     except (StoreError, RecordError) as error:
         raise fail(error) from error
@@ -304,6 +316,11 @@ def compare_with_committed(profile: str, store: Store, keys: set[tuple[str, int]
         if one.verdict == "differs":
             say(f"{one.ours.title}, seed {one.ours.seed}: {one.text}")
     say(record.in_one_line(found))
+    held = {(line.cell, line.seed) for line in frame.itertuples()} if len(frame) else set()
+    if imported := len((held if keys is None else held & keys) - {one.ours.key for one in found}):
+        say(
+            f"{imported} runs were imported, not trained here: in a store without them (MLFLOW_TRACKING_URI) they would be"
+        )
 
 
 @app.command()
@@ -397,6 +414,18 @@ def evaluate(
         raise typer.Exit(1)
 
 
+def of_profile(records: Sequence[Record], chosen: spec.Profile, name: str, path: Path) -> None:
+    """Refuse a file of another profile's runs; say how many of its runs no row of this one has."""
+    known = {job.cell.hash for job in jobs_of(selection(None), chosen, 1)}
+    other = [one for one in records if one.cell not in known]
+    if other and len(other) == len(records):
+        raise RecordError(
+            f"none of the {len(records)} runs in {path} is one of profile {name}; --profile says whose they are"
+        )
+    if other:
+        say(f"{len(other)} of the {len(records)} runs in {path} are of no row of profile {name}: no table shows them")
+
+
 def record_of(profile: str, path: Path | None) -> Path:
     from benchmarks import record
 
@@ -408,7 +437,7 @@ def export_(
     file: Annotated[Path | None, typer.Argument(help="default: results/<profile>/runs.jsonl")] = None,
     profile: ProfileOption = "digits",
 ) -> None:
-    """Write the record of every run in the store: store -> file. Refused if it would lose a run that the file holds."""
+    """Write the record of every run in the store: store -> file. Refused if a run that the file holds were lost or replaced."""
     quiet()
     from benchmarks import files, record
 
@@ -416,14 +445,9 @@ def export_(
     try:
         spec.load_profile(profile)
         ours = Store(profile).records()
-        there = record.load(path) if path.exists() else []
-        finished = {one.key for one in ours if one.status == "finished"}
-        lost = [one for one in there if one.status == "finished" and one.key not in finished]
-        if lost:
-            raise record.RecordError(
-                f"{path} holds {len(lost)} finished runs that the store does not; "
-                f"`python -m benchmarks import {path} --profile {profile}` takes them in first"
-            )
+        record.refuse_loss(ours, path)
+        if not ours:
+            raise StoreError(f"the store holds no run of profile {profile}; `python -m benchmarks run` trains some")
         files.write_text(path, record.dumps(ours))
     except (spec.SpecError, StoreError, record.RecordError, OSError) as error:
         raise fail(error) from error
@@ -441,8 +465,9 @@ def import_(
 
     path = record_of(profile, file)
     try:
-        chosen, store = spec.load_profile(profile), Store(profile)
-        records = record.load(path)
+        chosen, records = spec.load_profile(profile), record.load(path)
+        of_profile(records, chosen, profile, path)
+        store = Store(profile)
         taken = store.take_in(records)
         show_rows(store, chosen)
     except (spec.SpecError, StoreError, record.RecordError) as error:
@@ -454,7 +479,10 @@ def import_(
 def data_(
     names: Annotated[list[str] | None, typer.Argument(help="data sets; default: all", show_default=False)] = None,
     data_root: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
-    check: Annotated[bool, typer.Option("--check", help="read them whole: counts, checksums, damage")] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="read them whole; exit 1 on damage, or if one that is named is missing"),
+    ] = False,
     download: Annotated[bool, typer.Option("--download", help="get what torchvision can get, then check it")] = False,
 ) -> None:
     """The data sets: found or not, where they were looked for, their size, how to get them."""
@@ -480,6 +508,7 @@ def data_(
         if state == "not found":
             looked = ", ".join(str(root / folder) for folder in place.folders)
             state = f"not found: looked for {looked}; get it from {place.where}"
+            failed = failed or bool(check and names)
         say(f"{name} ({about}): {state}")
     if failed:
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ written by ``repr``: the same records give the same bytes.
 import base64
 import bz2
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,9 +18,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from benchmarks.spec import Strict, content_hash
+from benchmarks.spec import Cell, Strict, content_hash
 
 FILE = "runs.jsonl"
+COUNTED_IMAGES = 1024  # SOPs and reparameterisation in float64 are measured on the first test images, at most this many
 
 
 class RecordError(Exception):
@@ -107,8 +109,9 @@ class Record(Strict):
     def _consistent(self) -> "Record":
         if self.cell != content_hash(self.config):
             raise ValueError(f"cell {self.cell} is not the hash of its config, {content_hash(self.config)}")
-        if self.status == "finished" and not (self.metrics and self.evaluation and self.checkpoint_sha256):
-            raise ValueError("a finished run has metrics, an evaluation and the checkpoint's SHA-256")
+        whole = "test/final" in self.metrics and "digest" in self.data and self.evaluation and self.checkpoint_sha256
+        if self.status == "finished" and not whole:
+            raise ValueError("a finished run has test/final, an evaluation, and the digests of its data and checkpoint")
         return self
 
     @property
@@ -152,20 +155,33 @@ def pack(labels: np.ndarray, predictions: Mapping[str, np.ndarray]) -> dict[str,
 
 
 def unpack(packed: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of :func:`pack`."""
-    kind = np.dtype(f"<u{packed['bits'] // 8}")
-    steps = np.frombuffer(bz2.decompress(base64.b64decode(packed["bz2"])), kind).reshape(len(packed["names"]), -1)
-    return dict(zip(packed["names"], steps.cumsum(axis=0, dtype=kind), strict=True))
+    """The inverse of :func:`pack`.
+
+    Raises:
+        ValueError: nothing that it packs.
+    """
+    try:
+        kind = np.dtype(f"<u{packed['bits'] // 8}")
+        steps = np.frombuffer(bz2.decompress(base64.b64decode(packed["bz2"])), kind).reshape(len(packed["names"]), -1)
+        return dict(zip(packed["names"], steps.cumsum(axis=0, dtype=kind), strict=True))
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise ValueError(f"predictions that can't be unpacked ({error})") from error
 
 
 def parse(text: str, where: str) -> Record:
     """One line's record.
 
     Raises:
-        RecordError: the line does not hold one.
+        RecordError: the line does not hold one, or its accuracies are not those of its predictions.
     """
     try:
-        return Record(**json.loads(text))
+        record = Record(**json.loads(text))
+        Cell(**record.config)
+        for name in record.classes.keys() & record.metrics.keys():
+            images = record.per_image(name)
+            if images is None or not math.isclose(images.mean(), record.metrics[name], abs_tol=1e-9):
+                raise ValueError(f"{name} = {record.metrics[name]} is not what its predictions give")
+        return record
     except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         why = f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip() if first else str(error)
@@ -199,11 +215,33 @@ def load(path: Path) -> list[Record]:
         raise RecordError(f"no record at {path}; `python -m benchmarks export` writes one") from None
     except UnicodeDecodeError as error:
         raise RecordError(f"{path} is not UTF-8 text: {error}; restore the file") from error
+    except OSError as error:
+        raise RecordError(f"{path} can't be read: {error.strerror}") from error
 
 
 def dumps(records: Iterable[Record]) -> str:
     """The text of a file."""
     return "".join(record.line() + "\n" for record in sorted(records, key=lambda r: (r.table, r.cell, r.seed)))
+
+
+def refuse_loss(new: Iterable[Record], path: Path) -> None:
+    """Refuse to write these records over a file that holds runs which they do not: lost, or another training of the same seed.
+
+    Raises:
+        RecordError: it does, or the file can't be read.
+    """
+    ours = {one.key: one.checkpoint_sha256 for one in new if one.status == "finished"}
+    there = [one for one in load(path) if one.status == "finished"] if path.exists() else []
+    if lost := [one for one in there if one.key not in ours]:
+        raise RecordError(
+            f"{path} holds {len(lost)} finished runs that the store does not; `python -m benchmarks import {path}`, with "
+            "the same --profile, takes them in first"
+        )
+    if other := [one for one in there if one.checkpoint_sha256 != ours[one.key]]:
+        raise RecordError(
+            f"{path} holds another training of {len(other)} of these runs ({other[0].title}, seed {other[0].seed}: another "
+            "checkpoint); write to another file, or move that one away if these shall take its place"
+        )
 
 
 # Two records of the same seed ---------------------------------------------------------------------------------------------

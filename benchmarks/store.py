@@ -428,13 +428,16 @@ class Store:
             self.client.log_text(run_id, record.line() + "\n", RECORD)
 
     def take_in(self, records: Sequence[Record]) -> int:
-        """Log runs from their records, without training: those whose seed the store does not hold yet. Returns how many.
+        """Log runs from their records, without training: those that say more than the store holds of their seed: nothing yet, or
+        a failure, while they are finished. Returns how many.
 
         They have everything but a checkpoint, and the tag ``imported``.
         """
-        known = {record.key for record in self.records()}
-        new = [record for record in records if record.key not in known]
-        for record in new:
+        held = {record.key: record.status for record in self.records()}
+        taken = 0
+        for record in records:
+            if held.get(record.key) in ("finished", record.status):
+                continue
             cell = Cell(**record.config)
             try:
                 run_id, _ = self.open_seed(record.table, cell, record.seed, record.provenance.get("device", ""))
@@ -459,9 +462,9 @@ class Store:
                 self.client.log_text(run_id, record.line() + "\n", RECORD)
                 self.client.set_terminated(run_id, record.status.upper())
                 self.lease.release(run_id)
-        for one in {record.cell: record for record in new if record.status == "finished"}.values():
-            self.close_cell(one.table, Cell(**one.config))
-        return len(new)
+            taken += 1
+        self.renew_cells()
+        return taken
 
     def close_cell(self, table: str, cell: Cell) -> None:
         """Put the mean over all finished seeds on the parent run, so that the cell can be read in MLflow's own pages."""

@@ -791,6 +791,8 @@ def test_the_command_lists_what_is_there_and_how_to_get_the_rest(cifar: Callable
     code, lines = told("--data-root", str(root))
     assert code == 0
     assert [line.split(" ")[0] for line in lines] == list(NAMES)
+    assert told("cifar100", "--data-root", str(root))[0] == 0
+    assert told("cifar100", "--check", "--data-root", str(root))[0] == 1  # asked whether it is whole
     by_name = dict(zip(NAMES, lines, strict=True))
     assert by_name["cifar10"].endswith(f"images of 32x32, 0.2 GB): found: {root}/cifar-10-batches-py")
     assert f"not found: looked for {root}/cifar-100-python, {root}/cifar100; get it from https:" in by_name["cifar100"]

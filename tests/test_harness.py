@@ -125,6 +125,8 @@ def test_unknown_keys_in_a_spec_are_an_error(text: str, message: str, tmp_path: 
             "unknown profile 'mnist'; known: digits, fashion-mnist, fashion-mnist-cpu, paper",
         ),
         (("run", "--device", "tpu"), "unknown device 'tpu'; known: cpu, cuda, auto"),
+        (("plan", "table1", "--measure", "--device", "tpu"), "unknown device 'tpu'; known: cpu, cuda, auto"),
+        (("run", "latency", "table1"), "latency is measured alone: `python -m benchmarks run latency`"),
     ],
 )
 def test_unknown_names_on_the_command_line(words: tuple[str, ...], message: str, store: Store) -> None:

@@ -106,6 +106,54 @@ def test_an_export_never_loses_a_run(store: Store, tmp_path: Path, monkeypatch: 
     assert refused.exit_code == 1
     assert "holds 1 finished runs that the store does not" in refused.output
     assert path.read_bytes() == before
+    refused = CliRunner().invoke(app, ["export", str(tmp_path / "new.jsonl")])
+    assert "the store holds no run of profile digits" in refused.output
+
+
+def test_an_export_never_replaces_a_run_by_another_training_of_its_seed(store: Store, tmp_path: Path) -> None:
+    (one,) = [r for r in store.records() if r.status == "finished"]
+    path = tmp_path / "runs.jsonl"
+    path.write_text(record.dumps([one.model_copy(update={"checkpoint_sha256": "0" * 64})]))
+    before = path.read_bytes()
+    refused = CliRunner().invoke(app, ["export", str(path)])
+    assert refused.exit_code == 1
+    assert "holds another training of 1 of these runs" in " ".join(refused.output.split())
+    assert path.read_bytes() == before
+    published = tmp_path / "results" / "digits" / record.FILE
+    published.parent.mkdir(parents=True)
+    published.write_bytes(before)
+    refused = CliRunner().invoke(app, ["report", "--publish"])
+    assert "holds another training of 1 of these runs" in " ".join(refused.output.split())
+    assert not (published.parent / "report.html").exists()
+    path.write_text(record.dumps([one.model_copy(update={"metrics": one.metrics | {"ops/macs_g": 1.0}})]))
+    assert CliRunner().invoke(app, ["export", str(path)]).exit_code == 0  # the same training, evaluated anew
+
+
+def test_a_finished_run_is_taken_in_where_its_seed_has_failed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = [r for r in store.records() if r.status == "finished"]
+    path = tmp_path / "runs.jsonl"
+    path.write_text(record.dumps([one]))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    other = Store("digits")
+    other.fail(other.open_seed("table1", spec.Cell(**one.config), 42, "cpu")[0], "the loss is nan")
+    for expected in ("1 of 1", "0 of 1"):
+        done = CliRunner().invoke(app, ["import", str(path)])
+        assert f"{expected} runs taken in" in done.output
+    assert [(r.key, r.status) for r in other.records()] == [(one.key, "finished")]
+    assert CliRunner().invoke(app, ["export", str(path)]).exit_code == 0
+
+
+def test_another_profiles_record_is_refused(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text(record.dumps(store.records()))
+    for words in (["import", str(path)], ["report", "--records", str(path)]):
+        refused = CliRunner().invoke(app, [*words, "--profile", "paper"])
+        assert refused.exit_code == 1
+        said = " ".join(refused.output.split())
+        assert f"none of the 2 runs in {path} is one of profile paper; --profile says whose they are" in said
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("classes", [10, 200, 1000])
@@ -136,6 +184,11 @@ def test_a_metric_is_the_mean_over_its_images(store: Store) -> None:
         ('"width": 0.125', '"width": 0.25', "is not the hash of its config"),
         ('"metrics": {', '"metrics": {{', "line 1 is not a record"),
         ("\n", "\nnot json\n", "line 2 is not a record"),
+        ('"test/final": 50.0', '"test/final": 99.9', "test/final = 99.9 is not what its predictions give"),
+        ('"test/final": 50.0', '"test/other": 50.0', "a finished run has test/final"),
+        ('"digest": "d', '"digits": "d', "the digests of its data"),
+        ('"bz2": "', '"bz2": "AAAA', "predictions that can't be unpacked"),
+        ('"bits": 8', '"bats": 8', "predictions that can't be unpacked"),
     ],
 )
 def test_a_damaged_file_is_refused(store: Store, tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -146,6 +199,12 @@ def test_a_damaged_file_is_refused(store: Store, tmp_path: Path, old: str, new: 
         record.loads(text.replace(old, new, 1), "runs.jsonl")
     with pytest.raises(record.RecordError, match=r"line 2: seed 42 of cell .* stands twice"):
         record.loads(text + text, "runs.jsonl")
+    config = one.config | {"later": 1}  # of another version of this project
+    later = one.model_copy(update={"config": config, "cell": spec.content_hash(config)})
+    with pytest.raises(record.RecordError, match="line 1 is not a record: later"):
+        record.loads(record.dumps([later]), "runs.jsonl")
+    with pytest.raises(record.RecordError, match="can't be read"):
+        record.load(tmp_path)
 
 
 def test_runs_are_compared_bit_for_bit(store: Store) -> None:
@@ -185,7 +244,9 @@ def test_a_report_changes_no_tracked_file_and_says_how_its_runs_compare(
     assert Path("out/digits/report.html").exists()
     assert not Path("results").exists()
     assert Path("README.md").read_text() == "mine"
-    assert CliRunner().invoke(app, ["export"]).exit_code == 0
+    assert "profile digits has no finished run: its tables show what the paper says" in " ".join(done.output.split())
+    Path("results/digits").mkdir(parents=True)
+    Path("results/digits/runs.jsonl").write_text("")
     done = CliRunner().invoke(app, ["report"])
     assert "0 of 0 runs identical to the committed ones, bit for bit" in " ".join(done.output.split())
 
@@ -204,12 +265,11 @@ def test_run_ends_with_the_comparison_of_what_was_trained_here(store: Store, mon
     assert CliRunner().invoke(app, ["export"]).exit_code == 0
     assert ending() == ["1 of 1 runs identical to the committed ones, bit for bit"]
     path = Path("results/digits/runs.jsonl")
-    path.write_text(path.read_text().replace('"test/final": 50.0', '"test/final": 51.0'))
+    path.write_text(path.read_text().replace('"ops/sops_g": 0.3', '"ops/sops_g": 0.4'))
     first, last = ending()
-    assert first.startswith(
-        "ResNet-18 IF L=1 T=4 on digits, seed 42: differs in 1 of 2 metrics; test accuracy -1.00 points"
-    )
+    assert first.startswith("ResNet-18 IF L=1 T=4 on digits, seed 42: differs in 1 of 2 metrics; test accuracy +0.00")
     assert last.startswith("0 of 1 runs identical")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri.replace("m.db", "other.db"))
     assert CliRunner().invoke(app, ["import"]).exit_code == 0
     assert ending() == ["0 of 0 runs identical to the committed ones, bit for bit"]  # an import is no reproduction
+    assert "1 runs were imported, not trained here" in " ".join(CliRunner().invoke(app, words).output.split())

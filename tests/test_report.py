@@ -284,6 +284,18 @@ def judged_part(records: list[Record], claim: str, says: str) -> claims.Judged:
     return one
 
 
+def test_a_difference_of_two_rows_beside_one_published_number_has_no_published_value() -> None:
+    (found,) = [
+        p
+        for c in claims.judge(claims.load(), tables.Results.of("digits", []))
+        for p in c.parts
+        if c.claim.id == "C6"
+        and p.part.of == "resnet20-tq8-l2t2-exact"
+        and p.part.minus == "resnet20-tq8-l2t2-algorithm1"
+    ]
+    assert np.isnan(found.published)
+
+
 @pytest.mark.parametrize(
     ("baseline", "relu", "verdict"),
     [

@@ -319,8 +319,14 @@ def _contrast(part: Part, get: Any) -> Any:
 
 
 def _published(part: Part, rows: dict[str, spec.Row]) -> float:
-    """The same number from the paper's table, NaN where it prints none."""
+    """The same number from the paper's table, NaN where it prints none, or one for both sides."""
     paper = spec.published(part.table)
+    if (
+        part.minus
+        and part.metric == (part.minus_metric or part.metric)
+        and rows[part.of].published == rows[part.minus].published
+    ):
+        return float("nan")
 
     def get(row_id: str, metric: str) -> float:
         column = "snn_accuracy_pct" if (part.table, metric) == ("table4", "accuracy_pct") else metric

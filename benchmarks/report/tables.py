@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats  # scipy ships no types
 
 from benchmarks.neurons import is_ann
-from benchmarks.record import Record
+from benchmarks.record import COUNTED_IMAGES, Record
 from benchmarks.spec import HERE, Cell, Profile, Row, Spec, load_profile, load_spec, no_data, published, resolve, tables
 
 CONFIDENCE = 0.95
@@ -480,6 +480,8 @@ def view(table: str, frame: pd.DataFrame, results: Results) -> View:
     ]
     if any(header == "best test epoch" for header, _ in columns):
         notes.append("“Best test epoch” is the paper's protocol: the epoch is chosen on the test set.")
+    if any(header == "ours: SOPs" for header, _ in columns):
+        notes.append(f"SOPs: an image's, mean over the first {COUNTED_IMAGES:,} test images, or all if they are fewer.")
     versions = sorted({v for line in lines for v in line.get("evaluation", "").split("; ") if v})
     if len(versions) > 1:
         notes.append(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import lmht
-from benchmarks.record import Measured
+from benchmarks.record import COUNTED_IMAGES, Measured
 from lmht.conversion import to_if
 from lmht.energy import Operations, count_operations
 from lmht.graph import non_affine
@@ -17,7 +17,6 @@ from lmht.reparameterize import foretell, reparameterize, repeat_frames
 
 VERSION = 2  # of what this module measures: raised whenever a number that it gives could become another
 CONVERTED_STEPS = (2, 4, 8)  # the latencies of Table 4's QCFS conversions
-COUNTED_IMAGES = 1024  # SOPs and reparameterisation in float64 are measured on the first test images, at most this many
 
 
 @torch.no_grad()
