@@ -1,6 +1,7 @@
 """Hybrid training: a trained QCFS network becomes an IF or an LM-HT network (Theorem 4.4, Algorithm 1)."""
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from lmht import functional
 from lmht.graph import Kind, Norm, Synapse, check_affine, check_unchanged, flow, unwrap
-from lmht.networks.base import MultiStep, Network
+from lmht.networks.base import MultiStep, Network, check_neurons
 from lmht.neurons import IF, LMHT, QCFS
 from lmht.tgim import TGIM
 
@@ -66,6 +67,7 @@ def to_lmht(
     """
     if start not in ("exact", "algorithm1"):
         raise ValueError(f"start must be 'exact' or 'algorithm1', got {start!r}")
+    functional.check_levels(levels)
     divisor = levels if start == "exact" else 1
 
     def neuron(vartheta: float) -> LMHT:
@@ -81,15 +83,22 @@ def to_lmht(
 
 
 def replace_modules(network: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module], nn.Module]) -> int:
-    """Replace every submodule of a type in place, keep device and dtype of the network, and return how many there were.
+    """Replace every submodule of a type in place, keep its device and dtype (the network's, if it has no parameters), and return
+    how many there were.
 
     A submodule that has several names stays one submodule with these names.
     """
-    like = next(network.parameters(), torch.empty(()))
+    own: list[torch.Tensor] = [p for p in network.parameters() if p.is_floating_point()] or [torch.empty(())]
+    dtype, device = functools.reduce(torch.promote_types, (p.dtype for p in own)), own[0].device
+
+    def place(module: nn.Module) -> dict[str, Any]:
+        like = next((p for p in module.parameters() if p.is_floating_point()), None)
+        return {"device": device, "dtype": dtype} if like is None else {"device": like.device, "dtype": like.dtype}
+
     found: list[tuple[str, nn.Module]] = [
         (n, m) for n, m in network.named_modules(remove_duplicate=False) if isinstance(m, kind)
     ]
-    made = {module: make(module).to(like.device, like.dtype).train(module.training) for _, module in found}
+    made = {module: make(module).to(**place(module)).train(module.training) for _, module in found}
     for name, module in found:
         network.set_submodule(name, made[module])
     return len(made)
@@ -116,6 +125,8 @@ def _convert(
 ) -> MultiStep:
     network = unwrap(network)
     check_unchanged(network)
+    if isinstance(network, MultiStep) and network.frames and network.steps != steps:
+        raise ValueError(f"the network takes {network.steps} event frames; convert it to as many steps, not {steps}")
     found = flow(network, activation)
     ends = [step for step in found.steps if isinstance(step.module, activation)]
     if not ends:
@@ -134,6 +145,7 @@ def _convert(
     if not isinstance(converted, MultiStep):
         return MultiStep(converted, steps).train(converted.training)
     converted.steps = steps
+    check_neurons(converted, steps)
     return converted
 
 
@@ -146,16 +158,17 @@ def _scale(activation: nn.Module, name: str) -> float:
     scale = float(torch.as_tensor(value).detach())
     if not scale > 0:
         raise ValueError(f"a QCFS scale is {scale}, not > 0; a threshold can't be made of it: train again")
-    if type(activation).forward is not QCFS.forward:
+    kind = type(activation)
+    if kind.forward is not QCFS.forward or kind.__call__ is not nn.Module.__call__:
         _check_qcfs(activation, scale)
     return scale
 
 
 @torch.no_grad()
 def _check_qcfs(activation: nn.Module, scale: float) -> None:
-    """ValueError unless an activation is QCFS with this scale, by its values around [0, scale], ties left out."""
+    """ValueError unless an activation is QCFS with this scale, by its values in and around [0, scale], ties left out."""
     like = next(activation.parameters(), torch.empty((), dtype=torch.float64))
-    x = scale * torch.linspace(-0.5013, 1.4987, 4001, dtype=torch.float64)
+    x = scale * torch.linspace(-2.5013, 3.4987, 12001, dtype=torch.float64)
     y = copy.deepcopy(activation).eval()(x.to(like)).to(x)
     levels = max(1, len((y / scale * 2**16).round().unique()) - 1)
     expected = functional.qcfs(x, levels=levels, scale=scale)

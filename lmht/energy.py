@@ -115,9 +115,9 @@ class _Counter(fx.Interpreter):
             else:
                 self.into.macs[str(node.target)] += _macs(module, self.env[step.inputs[0]], value)
         elif step.kind in (Kind.LINEAR, Kind.POOLING) and len(counts) == len(step.inputs):
-            self.counts[node] = self._passed_on(step, counts)
+            self.counts[node] = self._passed_on(step, counts, value)
 
-    def _passed_on(self, step: Step, counts: list[Tensor]) -> Any:
+    def _passed_on(self, step: Step, counts: list[Tensor], value: Tensor) -> Any:
         """The spikes that a linear operation or a pool hands on; signs and constant factors change their size, not their number."""
         node = step.node
         if step.module is not None:
@@ -125,7 +125,7 @@ class _Counter(fx.Interpreter):
         if node.target in ADDING:
             return self._of(node.args[0]) + self._of(node.args[1])
         if node.target in SCALING:
-            return counts[0]
+            return counts[0].broadcast_to(value.shape)  # a factor may have more axes
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._of)
         return getattr(super(), node.op)(node.target, args, kwargs)
 
@@ -148,12 +148,13 @@ def count_operations(network: nn.Module, images: Tensor) -> Operations:
     """
     network = unwrap(network)
     check_values(network)
+    if not isinstance(images, Tensor) or not images.numel():
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"count_operations takes a batch of at least one image, got {got}")
     if any(isinstance(module, Neuron) for module in network.modules()):
         check_time(network)
     axis = int(isinstance(network, MultiStep) and network.frames)
     n = images.shape[axis]
-    if n < 1:
-        raise ValueError("count_operations needs at least one image")
     if functional.symbolic(images):
         raise ValueError("count_operations counts spikes, and images on the meta device or fake ones give none")
     at_once = max(1, AT_ONCE * n // images.numel())
@@ -166,7 +167,8 @@ def count_operations(network: nn.Module, images: Tensor) -> Operations:
     for counted in (totals.sops, totals.macs, totals.spikes):
         for name in counted:
             counted[name] /= n
-    assert math.isfinite(totals.total_sops)
+    if not math.isfinite(totals.total_sops + sum(totals.spikes.values())):
+        raise ValueError("the spikes can't be counted: images or weights hold NaN or infinite values")
     return totals
 
 

@@ -56,13 +56,13 @@ def chain(modules: Iterable[nn.Module], x: Tensor, residual: Tensor | None = Non
     left = deque(modules)
     while left:
         module = left.popleft()
-        if type(module) is nn.Sequential and left and not _watched(module):
+        if type(module) is nn.Sequential and (left or residual is not None) and not _watched(module):
             left.extendleft(reversed(module))  # so that what it ends with meets what comes after it
             continue
         if left and (type(module) in NORMALIZATIONS or (residual is not None and len(left) == 1)):
             x = normalized(module, left.popleft(), x, None if left else residual)
         else:
-            x = module(x)
+            x = module(x if left or residual is None else x + residual)
     return x
 
 

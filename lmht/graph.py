@@ -67,13 +67,16 @@ _OWN = {"forward", "__call__", "_conv_forward", "weight", "bias", "running_mean"
 
 ADDING = (operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "sub")
 _NEGATING = (operator.neg, torch.neg)
-_MULTIPLYING = (operator.mul, torch.mul, "mul")
-_DIVIDING = (operator.truediv, torch.div, "div")
+_MULTIPLYING = (operator.mul, operator.imul, torch.mul, "mul")
+_DIVIDING = (operator.truediv, operator.itruediv, torch.div, "div")
 SCALING = _NEGATING + _MULTIPLYING + _DIVIDING
 _PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, F.scaled_dot_product_attention, "matmul", "bmm")
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _SHAPE = (getattr, "size", "dim", "numel", len)
-_RESHAPING = (torch.reshape, "reshape", "view", "contiguous", "clone")  # row by row: time stays outermost
+_RESHAPING = (torch.reshape, "reshape", "view")  # row by row: time stays outermost
 _LINEAR = (
+    "contiguous",
+    "clone",
     base.checked_images,
     base.folded_images,
     base.repeat_in_time,
@@ -141,10 +144,26 @@ class Flow:
         return [step for step in self.of(Kind.NOT_AFFINE, Kind.POOLING) if step.sources]
 
 
+def _in_place(target: Any) -> Any:
+    def change(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return change
+
+
+class _Proxy(fx.Proxy):
+    """fx's, but ``x += y`` stays in place in the graph: what else has the name of that tensor changes with it."""
+
+    __iadd__, __isub__, __imul__, __itruediv__ = map(_in_place, _IN_PLACE)
+
+
 class _Tracer(fx.Tracer):
     def __init__(self, activation: type[nn.Module]) -> None:
         super().__init__()
         self.activation = activation
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         leaf = isinstance(m, Neuron | QCFS | self.activation) or _known(m) is not None
@@ -155,8 +174,10 @@ def unwrap(network: nn.Module) -> nn.Module:
     """The network inside DataParallel, DistributedDataParallel and what torch.compile returns.
 
     Raises:
-        ValueError: it is TorchScript, of which there is no way back.
+        ValueError: it is no module, or TorchScript, of which there is no way back.
     """
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"the network must be a torch.nn.Module, got {network!r}")
     if isinstance(network, torch.jit.ScriptModule):
         raise ValueError(f"{network.original_name} is TorchScript; give the tools the module that it was made from")
     if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -173,12 +194,17 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
         activation: a class that counts as an activation, besides ours.
 
     Raises:
-        ValueError: torch.fx can't trace it (its forward branches on values, say), or it takes or returns something else.
+        ValueError: torch.fx can't trace it (its forward branches on values, say), it takes or returns something else, or it has
+            hooks itself, which a trace leaves out.
     """
+    if network._forward_pre_hooks or network._forward_hooks:
+        raise ValueError(
+            f"{type(network).__name__} has hooks that may change what it computes; remove them (handle.remove()) first"
+        )
     tracer = _Tracer(activation)
     parameters = list(inspect.signature(network.forward).parameters.values())
     defaults = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
-    with evaluating(network):
+    with evaluating(network), _attributes_kept(network):
         try:
             graph = tracer.trace(network, defaults or None)
         except Exception as error:  # whatever a forward raises on a proxy
@@ -200,9 +226,27 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training, module._compiled_call_impl = training, compiled
 
 
+@contextmanager
+def _attributes_kept(network: nn.Module) -> Iterator[None]:
+    """What a forward keeps as an attribute (a feature, say) is a proxy while it is traced: put back what was there."""
+    before = {module: dict(vars(module)) for module in network.modules()}
+    try:
+        yield
+    finally:
+        for module, attributes in before.items():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, fx.Proxy):
+                    del vars(module)[name]
+                    if name in attributes:
+                        vars(module)[name] = attributes[name]
+
+
 def presynaptic(network: nn.Module) -> dict[str, list[str]]:
     """For each layer with weights, in order of execution, the activations whose output it sees (none: the image)."""
-    return {str(step.node.target): sorted(step.sources) for step in flow(unwrap(network)).of(Kind.SYNAPSE)}
+    found: dict[str, set[str]] = {}
+    for step in flow(unwrap(network)).of(Kind.SYNAPSE):
+        found.setdefault(str(step.node.target), set()).update(step.sources)
+    return {name: sorted(sources) for name, sources in found.items()}
 
 
 def non_affine(network: nn.Module) -> list[str]:
@@ -310,22 +354,28 @@ def _of_module(module: nn.Module) -> Kind:
 def _keeps_time(axes: Any) -> bool:
     """Whether axes leave the first one alone. From the end, only the last two are sure not to be the first."""
     axes = axes if isinstance(axes, tuple | list) else (axes,)
-    return all(isinstance(axis, int) and (axis > 0 or axis in (-1, -2)) for axis in axes)
+    return bool(axes) and all(isinstance(axis, int) and (axis > 0 or axis in (-1, -2)) for axis in axes)
 
 
 def _of_call(node: fx.Node, data: list[fx.Node]) -> Kind:
     """The kind of a function or method call on data."""
     target, args, kwargs = node.target, node.args, node.kwargs
     on_data = [a in data for a in args]
+    if target in _IN_PLACE and any(later > node for later in args[0].users):  # type: ignore[union-attr]
+        return Kind.UNKNOWN  # it changes what another operation sees, too
     if target in ADDING:
-        return Kind.LINEAR if all(on_data) and not kwargs else Kind.OFFSET
+        linear = all(is_data or (type(a) is int and a == 0) for a, is_data in zip(args, on_data, strict=True))
+        return Kind.LINEAR if linear and kwargs.keys() <= {"alpha"} else Kind.OFFSET
     if target in _MULTIPLYING and not kwargs:
         return Kind.NOT_AFFINE if all(on_data) else Kind.LINEAR
     if target in _DIVIDING and not kwargs:
         return Kind.LINEAR if on_data == [True, False] else Kind.NOT_AFFINE
     if target in _PRODUCTS:
         return Kind.NOT_AFFINE if all(on_data) else Kind.UNKNOWN
-    if target in _RESHAPING or target in _LINEAR:
+    if target in _RESHAPING:
+        shape = args[1] if len(args) > 1 and isinstance(args[1], tuple | list) else args[1:]
+        return Kind.UNKNOWN if shape and type(shape[0]) is int and shape[0] >= 0 else Kind.LINEAR
+    if target in _LINEAR:
         return Kind.LINEAR
     if target in _POOLING:
         return Kind.UNKNOWN if kwargs.get("return_indices") else Kind.POOLING
@@ -335,11 +385,15 @@ def _of_call(node: fx.Node, data: list[fx.Node]) -> Kind:
         training = kwargs.get("training", args[2] if len(args) > 2 else True)
         return Kind.LINEAR if training is False else Kind.UNKNOWN
     if target is F.pad:
+        if not isinstance(args[1], tuple | list) or len(args[1]) > 6:  # it may reach the first axis
+            return Kind.UNKNOWN
         return Kind.OFFSET if kwargs.get("value", args[3] if len(args) > 3 else None) else Kind.LINEAR
     if target in _AXES:
         axes = kwargs.get("dim", kwargs.get("start_dim", args[_AXES[target]] if len(args) > _AXES[target] else 0))
         if not _keeps_time(axes):
             return Kind.UNKNOWN
+        if target in (torch.cat, torch.stack) and not all(part in data for part in args[0]):  # type: ignore[union-attr]
+            return Kind.OFFSET  # a parameter beside the data: a class token
         return Kind.NOT_AFFINE if target in _SOFTMAX else Kind.LINEAR
     if target in (torch.transpose, "transpose"):
         return Kind.LINEAR if len(args) == 3 and _keeps_time(args[1:]) else Kind.UNKNOWN
@@ -359,6 +413,7 @@ def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> 
     if not any(isinstance(module, ends) for module in called):
         ends = nn.ReLU  # an ANN's layers end there
     sources: dict[fx.Node, frozenset[str]] = {}
+    counted: set[fx.Node] = set()  # numbers that depend on how many rows there are
     for node in graph.nodes:
         if node.op == "placeholder":
             if not sources:
@@ -367,7 +422,12 @@ def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> 
                 raise ValueError(f"{type(network).__name__} takes more than one input: {node.target}")
             continue
         inputs = [n for n in node.all_input_nodes if n in sources]
-        if not inputs or node.target in _SHAPE:
+        if node.target in _SHAPE or not inputs:
+            if _counts_rows(node, counted):
+                counted.add(node)
+            module = modules[str(node.target)] if node.op == "call_module" else None
+            if isinstance(module, ends):
+                raise ValueError(f"{node.target} ({type(module).__name__}) is applied to something else than data")
             if node.target is getattr and inputs and node.args[1] not in ("shape", "dtype", "device", "ndim"):
                 sources[node] = frozenset[str]().union(*(sources[n] for n in inputs))
                 yield Step(node, _place(node, f".{node.args[1]}"), Kind.UNKNOWN, None, tuple(inputs), sources[node])
@@ -380,7 +440,10 @@ def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> 
         module = modules[str(node.target)] if node.op == "call_module" else None
         sources[node] = before
         if module is None:
-            yield Step(node, _place(node, _name(node.target)), _of_call(node, inputs), None, tuple(inputs), before)
+            kind = _of_call(node, inputs)
+            if node.target in ADDING + SCALING and not counted.isdisjoint(node.all_input_nodes):
+                kind = Kind.UNKNOWN
+            yield Step(node, _place(node, _name(node.target)), kind, None, tuple(inputs), before)
             continue
         name = f"{node.target} ({type(module).__name__})"
         if isinstance(module, ends):
@@ -390,6 +453,19 @@ def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> 
         if len(node.all_input_nodes) != 1 or len(node.args) + len(node.kwargs) != 1:
             kind = Kind.UNKNOWN  # called with more than its current
         yield Step(node, name, kind, module, tuple(inputs), before)
+
+
+def _counts_rows(node: fx.Node, counted: set[fx.Node]) -> bool:
+    """Whether a number made of data's shape may depend on the length of their first axis."""
+    if node.target is getattr:
+        return str(node.args[1]) == "shape"
+    if node.target is operator.getitem and node.args[0] in counted:
+        return not _keeps_time(node.args[1])
+    if node.target == "size" and len(node.args) == 2:
+        return not _keeps_time(node.args[1])
+    return (node.op != "get_attr" and node.target in ("size", "numel", len)) or not counted.isdisjoint(
+        node.all_input_nodes
+    )
 
 
 def _place(node: fx.Node, name: str) -> str:

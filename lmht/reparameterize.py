@@ -127,7 +127,14 @@ def certify(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, LayerCer
         ValueError: what :func:`reparameterize` refuses, or no data.
     """
     both = _with_twin(network, "no certificate", _WithTwin)
+    if isinstance(batches, Tensor):
+        raise ValueError("certify takes several batches, a list say; for one: [images]")
     for batch in batches:
+        if not isinstance(batch, Tensor) or not bool(batch.isfinite().all()):
+            what = "one with NaN or infinite values" if isinstance(batch, Tensor) else f"a {type(batch).__name__}"
+            raise ValueError(
+                f"certify takes batches of images, got {what}; of (images, labels) give it the images alone"
+            )
         both(torch.cat([batch, batch], 1 if both.frames else 0))
     layers = {name: module.found for name, module in both.named_modules() if isinstance(module, _WithTwin)}
     if not all(layer.windows for layer in layers.values()):
@@ -204,7 +211,7 @@ class _WithTwin(nn.Module):
         self.neuron, self.found = neuron, LayerCertificate()
 
     def forward(self, x: Tensor) -> Tensor:
-        theta, levels, steps = self.neuron.theta, self.neuron.levels, self.neuron.steps
+        theta, levels, steps, dtype = self.neuron.theta, self.neuron.levels, self.neuron.steps, x.dtype
         x, x_hat = x.to(compute_dtype(x)).unflatten(0, (steps, 2, len(x) // (2 * steps))).unbind(1)
         omega, leak = (part.to(x) for part in window_tgim(self.neuron))
         leaks = leak.expand(steps, 1)[:, 0]
@@ -232,7 +239,7 @@ class _WithTwin(nn.Module):
             if s.numel():
                 margin = (m / theta - (m / theta).round().clamp(1, levels)).abs().min()
                 self.found.margin = min(self.found.margin, float(margin))
-        return torch.stack(outs).flatten(0, 2)
+        return torch.stack(outs).flatten(0, 2).to(dtype)
 
 
 def _levels_and_steps(network: nn.Module) -> tuple[int, int]:
@@ -242,10 +249,12 @@ def _levels_and_steps(network: nn.Module) -> tuple[int, int]:
             f"reparameterisation needs neurons that share L and T, got (L, T) = {sorted(shapes) or 'none at all'}"
         )
     for name, module in network.named_modules():
-        if isinstance(module, Neuron) and type(module).emit not in (MHT.emit, LMHT.emit):
-            raise ValueError(
-                f"{name} ({type(module).__name__}) has dynamics of its own; it must be an MHT or LMHT neuron"
-            )
+        if not isinstance(module, Neuron):
+            continue
+        kind = type(module)
+        inherited = kind.forward is Neuron.forward and kind.__call__ is nn.Module.__call__
+        if not inherited or kind.emit not in (MHT.emit, LMHT.emit):
+            raise ValueError(f"{name} ({kind.__name__}) has dynamics of its own; it must be an MHT or LMHT neuron")
     return shapes.pop()
 
 
@@ -306,4 +315,14 @@ def _last_layers(found: Flow) -> set[fx.Node]:
         else:
             name = "the image" if step is None else step.name
             raise ValueError(f"no layer with weights stands between {name} and the output; put a linear layer there")
+    behind = set(last)
+    for step in found.steps:
+        if behind.isdisjoint(step.inputs):
+            continue
+        if step.kind in (Kind.SYNAPSE, Kind.NORMALISATION, Kind.ACTIVATION):
+            raise ValueError(
+                f"{step.name} sees a layer whose output is also the network's, and would be scaled with it; put a linear layer "
+                "before the output"
+            )
+        behind.add(step.node)
     return last

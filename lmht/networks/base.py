@@ -75,12 +75,23 @@ def time_mean(x: Tensor) -> Tensor:
 def check_neurons(network: nn.Module, steps: int) -> None:
     """ValueError unless every neuron has so many steps and takes the folded layout, and no network inside repeats in time too."""
     for name, module in network.named_modules():
-        if isinstance(module, MultiStep) and module is not network and module.steps != 1:
-            raise ValueError(f"{name} is a network on images itself, with steps = {module.steps}; take it as it is")
+        if isinstance(module, MultiStep) and module is not network:
+            spiking = any(isinstance(inner, Neuron) for inner in module.modules())
+            if module.steps != 1 or (spiking and steps != 1):
+                raise ValueError(
+                    f"{name} is a network on images itself, with steps = {module.steps}; take it alone, without what is around it"
+                )
         if isinstance(module, Neuron) and module.steps != steps:
             raise ValueError(
                 f"neuron {name} has T = {module.steps}, the network steps = {steps}; build it with steps={module.steps}"
             )
+        if (
+            isinstance(module, Neuron)
+            and name.startswith("stem.")
+            and isinstance(network, Network)
+            and not network.frames
+        ):
+            raise ValueError(f"neuron {name} stands in the stem, which sees a static image once; put it into the body")
         if isinstance(module, Neuron) and not module.folded:
             raise ValueError(f"neuron {name} takes [T, N, ...]; inside a network time is folded: leave folded=True")
 
@@ -149,7 +160,7 @@ class Network(MultiStep):
         frames: the input is one frame a step, ``[T, N, C, H, W]``, instead of a static image ``[N, C, H, W]``.
 
     Raises:
-        ValueError: a neuron's T is not ``steps``, or its layout is not the folded one.
+        ValueError: a neuron's T is not ``steps``, its layout is not the folded one, or it stands in a static image's stem.
     """
 
     def __init__(
