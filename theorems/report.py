@@ -231,7 +231,7 @@ class StatementReport:
         verdicts = {subject: self.verdict(name, subject)[0] for subject in SUBJECTS.values() if self.of(name, subject)}
         tested = "; ".join(f"{subject}: {word}" for subject, word in verdicts.items())
         found = [c for _, row in self.rows_of(name) for c in row.counterexamples]
-        texts = (text.partition(" dropped:" if " dropped:" in text else ":")[0] for text in found)
+        texts = (text.partition(" dropped:" if " dropped:" in text else ":")[0].rstrip(",") for text in found)
         without = dict.fromkeys(texts)
         every = all(test.outcome == "passed" for test in tests.values())
         paper = STATEMENTS[name].paper
