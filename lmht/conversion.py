@@ -125,8 +125,14 @@ def _convert(
 ) -> MultiStep:
     network = unwrap(network)
     check_unchanged(network)
-    if isinstance(network, MultiStep) and network.frames and network.steps != steps:
-        raise ValueError(f"the network takes {network.steps} event frames; convert it to as many steps, not {steps}")
+    if isinstance(network, MultiStep) and network.frames:
+        if network.steps != steps:
+            raise ValueError(f"the network takes {network.steps} event frames; convert it to as many steps, not {steps}")
+        if not inexact:
+            raise ValueError(
+                "no exact conversion: event frames change from step to step, and only a current uniform in time is quantised as "
+                "the ANN quantises it; pass inexact=True"
+            )
     found = flow(network, activation)
     ends = [step for step in found.steps if isinstance(step.module, activation)]
     if not ends:

@@ -231,6 +231,9 @@ def test_event_frames_keep_their_number() -> None:
     framed = MultiStep(ann(lambda m, x: x), 4, frames=True).eval()
     with pytest.raises(ValueError, match="takes 4 event frames"):
         to_lmht(framed, 2, 2)
+    with pytest.raises(ValueError, match="event frames change from step to step"):
+        to_lmht(framed, 1, 4)
+    assert to_lmht(framed, 1, 4, inexact=True).frames
 
 
 def test_a_residual_is_added_before_the_only_module_too() -> None:

@@ -59,7 +59,7 @@ def evaluate(network: MultiStep, test: Iterable[Any], device: torch.device, floa
     if network.steps > 1:
         for t in range(network.steps):
             metrics[f"prefix/t{t + 1}"] = share(predictions[t] == labels)
-    if any(isinstance(m, lmht.QCFS) for m in network.modules()):
+    if any(isinstance(m, lmht.QCFS) for m in network.modules()) and not network.frames:  # a static image has any T
         for steps in CONVERTED_STEPS:
             converted = to_if(network, steps)
             found, _ = predict(converted, test, device)
