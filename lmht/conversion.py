@@ -127,7 +127,9 @@ def _convert(
     check_unchanged(network)
     if isinstance(network, MultiStep) and network.frames:
         if network.steps != steps:
-            raise ValueError(f"the network takes {network.steps} event frames; convert it to as many steps, not {steps}")
+            raise ValueError(
+                f"the network takes {network.steps} event frames; convert it to as many steps, not {steps}"
+            )
         if not inexact:
             raise ValueError(
                 "no exact conversion: event frames change from step to step, and only a current uniform in time is quantised as "

@@ -29,6 +29,13 @@ def expand_tgim(omega: Tensor, leak: Tensor, levels: int) -> FixedTGIM:
     return FixedTGIM(omega_hat, leak_hat.reshape(-1, 1))
 
 
+def is_plain(neuron: Neuron) -> bool:
+    """Whether it computes what an M-HT or LM-HT neuron does, as subclasses may not."""
+    kind = type(neuron)
+    inherited = kind.forward is Neuron.forward and kind.__call__ is nn.Module.__call__
+    return inherited and kind.emit in (MHT.emit, LMHT.emit)
+
+
 def window_tgim(neuron: Neuron) -> tuple[Tensor, Tensor]:
     """Omega and leak of a multi-level neuron; the identity for one without T-GIM."""
     if isinstance(neuron, LMHT):
@@ -249,12 +256,10 @@ def _levels_and_steps(network: nn.Module) -> tuple[int, int]:
             f"reparameterisation needs neurons that share L and T, got (L, T) = {sorted(shapes) or 'none at all'}"
         )
     for name, module in network.named_modules():
-        if not isinstance(module, Neuron):
-            continue
-        kind = type(module)
-        inherited = kind.forward is Neuron.forward and kind.__call__ is nn.Module.__call__
-        if not inherited or kind.emit not in (MHT.emit, LMHT.emit):
-            raise ValueError(f"{name} ({kind.__name__}) has dynamics of its own; it must be an MHT or LMHT neuron")
+        if isinstance(module, Neuron) and not is_plain(module):
+            raise ValueError(
+                f"{name} ({type(module).__name__}) has dynamics of its own; it must be an MHT or LMHT neuron"
+            )
     return shapes.pop()
 
 

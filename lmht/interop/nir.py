@@ -24,8 +24,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from lmht.graph import ADDING, Kind, Norm, Step, check_time, check_unchanged, evaluating, flow, unwrap
 from lmht.networks import base
-from lmht.neurons import LMHT, MHT, Neuron
-from lmht.reparameterize import window_tgim
+from lmht.neurons import Neuron
+from lmht.reparameterize import is_plain, window_tgim
 
 _ADDING = [target for target in ADDING if "sub" not in getattr(target, "__name__", str(target))]
 _NOTHING = (
@@ -164,7 +164,7 @@ class _Graph:
         return name
 
     def _put_neuron(self, title: str, name: str, neuron: Neuron, shape: tuple[int, ...], sources: list[str]) -> None:
-        if type(neuron).emit not in (MHT.emit, LMHT.emit):
+        if not is_plain(neuron):
             raise ValueError(f"{title} has dynamics of its own; NIR export takes one-level MHT and LMHT neurons")
         if neuron.levels != 1:
             raise ValueError(f"{title} has L = {neuron.levels} levels, a NIR neuron one; see lmht.reparameterize")
