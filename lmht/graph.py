@@ -352,7 +352,7 @@ def _of_module(module: nn.Module) -> Kind:
 
 
 def _keeps_time(axes: Any) -> bool:
-    """Whether axes leave the first one alone. From the end, only the last two are sure not to be the first."""
+    """Whether axes leave the first one alone. The last two are taken to, as on ``[T*N, C, ...]``: ranks are not known."""
     axes = axes if isinstance(axes, tuple | list) else (axes,)
     return bool(axes) and all(isinstance(axis, int) and (axis > 0 or axis in (-1, -2)) for axis in axes)
 
