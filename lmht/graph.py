@@ -361,7 +361,7 @@ def _of_call(node: fx.Node, data: list[fx.Node]) -> Kind:
     """The kind of a function or method call on data."""
     target, args, kwargs = node.target, node.args, node.kwargs
     on_data = [a in data for a in args]
-    if target in _IN_PLACE and any(later > node for later in args[0].users):  # type: ignore[union-attr]
+    if target in _IN_PLACE and isinstance(args[0], fx.Node) and any(later > node for later in args[0].users):
         return Kind.UNKNOWN  # it changes what another operation sees, too
     if target in ADDING:
         linear = all(is_data or (type(a) is int and a == 0) for a, is_data in zip(args, on_data, strict=True))
@@ -373,8 +373,9 @@ def _of_call(node: fx.Node, data: list[fx.Node]) -> Kind:
     if target in _PRODUCTS:
         return Kind.NOT_AFFINE if all(on_data) else Kind.UNKNOWN
     if target in _RESHAPING:
-        shape = args[1] if len(args) > 1 and isinstance(args[1], tuple | list) else args[1:]
-        return Kind.UNKNOWN if shape and type(shape[0]) is int and shape[0] >= 0 else Kind.LINEAR
+        shape = kwargs.get("shape", args[1] if len(args) > 1 and isinstance(args[1], tuple | list) else args[1:])
+        first = shape[0] if isinstance(shape, tuple | list) and shape else None
+        return Kind.UNKNOWN if type(first) is int and first >= 0 else Kind.LINEAR
     if target in _LINEAR:
         return Kind.LINEAR
     if target in _POOLING:
@@ -385,14 +386,15 @@ def _of_call(node: fx.Node, data: list[fx.Node]) -> Kind:
         training = kwargs.get("training", args[2] if len(args) > 2 else True)
         return Kind.LINEAR if training is False else Kind.UNKNOWN
     if target is F.pad:
-        if not isinstance(args[1], tuple | list) or len(args[1]) > 6:  # it may reach the first axis
+        pad = kwargs.get("pad", args[1] if len(args) > 1 else None)
+        if not isinstance(pad, tuple | list) or len(pad) > 6:  # it may reach the first axis
             return Kind.UNKNOWN
         return Kind.OFFSET if kwargs.get("value", args[3] if len(args) > 3 else None) else Kind.LINEAR
     if target in _AXES:
         axes = kwargs.get("dim", kwargs.get("start_dim", args[_AXES[target]] if len(args) > _AXES[target] else 0))
         if not _keeps_time(axes):
             return Kind.UNKNOWN
-        if target in (torch.cat, torch.stack) and not all(part in data for part in args[0]):  # type: ignore[union-attr]
+        if target in (torch.cat, torch.stack) and set(node.all_input_nodes) - set(data):
             return Kind.OFFSET  # a parameter beside the data: a class token
         return Kind.NOT_AFFINE if target in _SOFTMAX else Kind.LINEAR
     if target in (torch.transpose, "transpose"):

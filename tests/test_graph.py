@@ -1,7 +1,7 @@
 """What a user's forward may do between two neurons: the tools are right, by the networks' own outputs in float64, or refuse it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from lmht import LMHT, QCFS
 from lmht.conversion import to_lmht
 from lmht.energy import count_operations
 from lmht.fusion import chain
+from lmht.kernels import use_backend
 from lmht.networks import MultiStep, Network, build
 from lmht.reparameterize import certify, reparameterize
 from tests.test_modules import filled
@@ -87,7 +88,9 @@ def remembered(module: Any, x: Tensor) -> Tensor:
 
 RIGHT: dict[str, Forward] = {
     "columns": lambda m, x: x / x.shape[1] * x.shape[-1] + x * x.size(1) ** -0.5,
-    "python_sum": lambda m, x: sum([x, x * 0.5]),  # type: ignore[arg-type, return-value]
+    "python_sum": lambda m, x: 0 + x + x * 0.5,  # as sum([x, x * 0.5]) does
+    "parts": lambda m, x: torch.cat(x.chunk(2, 1), dim=1) + torch.cat(tensors=[x[:, :2], x[:, 2:]], dim=1),
+    "keywords": lambda m, x: torch.reshape(F.pad(x, pad=(1, 1)), shape=(x.shape[0], 8))[:, 1:7].reshape(shape=x.shape),
     "alpha": lambda m, x: torch.add(x, m.second(x), alpha=2),
     "in_place": in_place,
     "remembered": remembered,
@@ -125,9 +128,9 @@ def test_a_parameter_beside_the_spikes_is_an_offset() -> None:
     torch.testing.assert_close(to_lmht(net, 2, 2)(x), net(x), rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="the offset of cat in module can't be cut"):
         reparameterize(snn(token, 8))
-    assert list(count_operations(snn(token, 8), x).sops) == [
-        "module.third"
-    ]  # the second layer sees analogue values, too
+    counted = count_operations(snn(token, 8), x)
+    assert list(counted.sops) == ["module.third"]
+    assert "module.second" in counted.macs  # it sees analogue values, too
 
 
 def test_a_factor_with_more_axes_multiplies_the_spikes() -> None:
@@ -167,6 +170,8 @@ def test_neurons_in_the_stem_of_a_static_image_are_refused() -> None:
     message = "neuron stem.1 stands in the stem, which sees a static image once"
     with pytest.raises(ValueError, match=message):
         net(lambda: LMHT(2, 2), 2)
+    with pytest.raises(ValueError, match="neuron stem stands in the stem"):
+        Network(LMHT(2, 2), nn.Flatten(), nn.Linear(6, 3), in_channels=1, steps=2, frames=False)
     stem = nn.Sequential(nn.Conv2d(1, 2, 1), QCFS(4, 1.0))
     body = nn.Sequential(nn.Conv2d(2, 2, 1), QCFS(4, 1.0), nn.Flatten())
     quantised = Network(stem, body, nn.Linear(8, 3), in_channels=1, steps=1, frames=False)
@@ -242,6 +247,11 @@ def test_a_residual_is_added_before_the_only_module_too() -> None:
     torch.testing.assert_close(chain([nn.Sequential(linear, act)], x, residual), act(linear(x) + residual))
 
 
+def test_spikes_of_nan_are_not_counted() -> None:
+    with use_backend("compiled"), pytest.raises(ValueError, match="images or weights hold NaN or infinite values"):
+        count_operations(snn(lambda m, x: x), images() * float("nan"))  # this backend passes NaN on
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_certificates_in_half_precision(dtype: torch.dtype) -> None:
     network = snn(lambda m, x: x).to(dtype)
@@ -258,7 +268,7 @@ def test_certificates_in_half_precision(dtype: torch.dtype) -> None:
         (lambda net, x: count_operations(net, [x]), "takes a batch of at least one image, got list"),
         (lambda net, x: count_operations(net, x[:, :0]), r"takes a batch of at least one image, got \(8, 0\)"),
         (lambda net, x: to_lmht(net, 0, 2), "levels"),
-        (lambda net, x: to_lmht(None, 2, 2), "must be a torch.nn.Module, got None"),  # type: ignore[arg-type]
+        (lambda net, x: to_lmht(cast(Any, None), 2, 2), "must be a torch.nn.Module, got None"),
     ],
 )
 def test_arguments_that_are_none_are_named(work: Callable[[MultiStep, Any], Any], message: str) -> None:

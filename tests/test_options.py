@@ -220,5 +220,5 @@ def test_a_place_that_cannot_be_written_to_is_one_error(
     monkeypatch.setattr(cli.Store, "records", lambda self: [failed])
     code, output = invoke("export", str(tmp_path / "file" / "runs.jsonl"))
     assert code == 1
-    assert "error: [Errno" in output or "can't be read" in output
+    assert "error: [Errno" in output
     assert f"{tmp_path}/file" in output.replace(" ", "")

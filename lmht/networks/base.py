@@ -87,7 +87,7 @@ def check_neurons(network: nn.Module, steps: int) -> None:
             )
         if (
             isinstance(module, Neuron)
-            and name.startswith("stem.")
+            and name.partition(".")[0] == "stem"
             and isinstance(network, Network)
             and not network.frames
         ):
