@@ -181,6 +181,10 @@ def is_laid_out(uri: str, path: Path) -> bool:
 
 
 def ask(path: Path, query: str) -> list[tuple[str, ...]]:
-    """The answer of a SQLite file to a query, without changing it."""
-    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
+    """The answer of a SQLite file to a query.
+
+    It is opened for writing, though never made: a write that a killed process left half done must be rolled back first, which
+    a reader by its mode may not do ("attempt to write a readonly database").
+    """
+    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as database:
         return database.execute(query).fetchall()

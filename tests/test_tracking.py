@@ -51,6 +51,29 @@ def test_five_processes_open_a_new_store_at_once_and_a_killed_one_leaves_no_half
     assert [e.name for e in connect(f"sqlite:///{laid_out}").search_experiments()] == ["Default"]
 
 
+def die_within_a_write(path: Path) -> None:
+    """Be killed with half a transaction in the database, the way back in the journal beside it."""
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA cache_size = 1")  # so that pages are written before the commit
+    database.execute("BEGIN")
+    database.execute("CREATE TABLE torn AS SELECT randomblob(100000)")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_write_cut_short_by_a_kill_is_rolled_back(laid_out: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(laid_out, tmp_path))
+    process = multiprocessing.get_context("fork").Process(target=die_within_a_write, args=(path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -9
+    journal = path.with_name("m.db-journal")
+    assert journal.stat().st_size, "nothing to roll back"
+    assert path.read_bytes() != laid_out.read_bytes()
+    assert [e.name for e in connect(f"sqlite:///{path}").search_experiments()] == ["Default"]
+    assert not journal.exists()
+    assert path.read_bytes() == laid_out.read_bytes()
+
+
 def test_a_layout_left_half_done_is_named_and_may_be_removed(laid_out: Path, tmp_path: Path) -> None:
     path = shutil.copy(laid_out, tmp_path)
     with closing(sqlite3.connect(path)) as database:
