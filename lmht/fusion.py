@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules import module as _every
 
 from lmht import functional, kernels
 from lmht.functional import compute_dtype
@@ -25,6 +26,13 @@ from lmht.neurons import IF, LIF, LMHT, MHT, QCFS
 
 NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d)
 NEURONS = (LMHT, MHT, LIF, IF)
+# Hooks of all modules at once. (torch 2.6 has no function that asks for them.)
+_GLOBAL_HOOKS = (
+    _every._global_forward_pre_hooks,
+    _every._global_forward_hooks,
+    _every._global_backward_pre_hooks,
+    _every._global_backward_hooks,
+)
 
 
 def normalized(norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -77,7 +85,7 @@ def fits(norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tensor | N
     """Whether the two can be fused on this input with the result that they have apart."""
     if type(norm) not in NORMALIZATIONS or type(activation) not in (*NEURONS, QCFS) or not operator.plain(x):
         return False
-    if torch.nn.modules.module._has_any_global_hook() or _watched(norm) or _watched(activation):
+    if any(_GLOBAL_HOOKS) or _watched(norm) or _watched(activation):
         return False
     alike = residual is None or (
         operator.plain(residual)

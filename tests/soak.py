@@ -1,4 +1,5 @@
-"""Kill real trainings at random moments until they end, and compare with one that was left alone: results/reliability.md.
+"""Kill real trainings at random moments until they end, compare with one that was left alone, run every other fault's test:
+results/reliability.md.
 
     python tests/soak.py [--kills 50] [--out results/reliability.md]
     python tests/soak.py --kills 5 --short EMPTY_STORE
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import time
 import traceback
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +33,7 @@ from benchmarks.store import Store, provenance
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("run", "table4", "--rows", "resnet20-tq4-l2t2-exact", "--jobs", "1", "--device", "cpu")
+FAULTS = ("resume", "tracking", "outages", "faults", "together", "ray")  # files of tests
 Told = list[tuple[str, str, list[tuple[int, float]]]]
 
 
@@ -122,7 +126,24 @@ def train(folder: Path, series: Series, moments: random.Random, span: tuple[floa
         return
 
 
-def page(rows: list[Series], seconds: float) -> str:
+def other_faults(scratch: Path) -> list[str]:
+    """A line of the page for each test of a fault; SystemExit unless all of them passed."""
+    out = scratch / "faults.xml"
+    files = [f"tests/test_{name}.py" for name in FAULTS]
+    words = [sys.executable, "-m", "pytest", "-q", "-n", "2", f"--junitxml={out}", *files]
+    if subprocess.run(words, cwd=ROOT, check=False).returncode:
+        raise SystemExit("not every fault is survived: no page")
+    cases: dict[tuple[str, str], Counter[bool]] = {}
+    for case in ElementTree.parse(out).getroot().iter("testcase"):
+        name = case.get("name", "").partition("[")[0].removeprefix("test_").replace("_", " ")
+        cases.setdefault((case.get("classname", ""), name), Counter())[case.find("skipped") is None] += 1
+    return [
+        f"| {name} | {counts[True]} | {counts[False]} | {file.rpartition('.')[2]}.py |"
+        for (file, name), counts in cases.items()
+    ]
+
+
+def page(rows: list[Series], others: list[str], seconds: float) -> str:
     lines = [
         "# What survives an interruption",
         "",
@@ -139,6 +160,12 @@ def page(rows: list[Series], seconds: float) -> str:
         lines.append(f"| {row.name} | {row.injected} | {row.trainings} | {row.equal} | {lost} | {codes} |")
     about = provenance()
     lines += [
+        "",
+        "Every other fault is a test. Its name says what holds; these ran in the same command.",
+        "",
+        "| fault | cases passed | cases skipped | in tests/ |",
+        "|---|---:|---:|---|",
+        *others,
         "",
         f"Commit {about['commit'][:7]}, torch {about['torch']}, {about['machine']}; {seconds / 60:.0f} minutes.",
         "",
@@ -183,10 +210,11 @@ def main() -> None:
                 train(folder, row, moments, span, options.kills // len(rows), how)
                 row.trainings += 1
                 row.equal += told(folder) == expected
+        others = [] if options.short else other_faults(Path(scratch))
     if options.short:
         print(f"{rows[0].injected} kills, {rows[0].equal} of {rows[0].trainings} trainings as undisturbed")
     else:
-        write_text(options.out, page(rows, time.monotonic() - began))
+        write_text(options.out, page(rows, others, time.monotonic() - began))
     if any(row.equal < row.trainings for row in rows):
         raise SystemExit("not bit for bit the same")
 

@@ -171,6 +171,17 @@ def test_left_apart() -> None:
         assert not fusion.fits(other, neuron, x, None), other
     fusion.normalized(hooked, neuron, x)
     assert called
+    every = nn.modules.module
+    for register in (
+        every.register_module_forward_pre_hook,
+        every.register_module_forward_hook,
+        every.register_module_full_backward_pre_hook,
+        every.register_module_full_backward_hook,
+    ):
+        handle = register(lambda *_: None)
+        assert not fusion.fits(norm, neuron, x, None), register
+        handle.remove()
+    assert fusion.fits(norm, neuron, x, None)
     for activation in (nn.ReLU(), LMHT(2, 2, folded=False), LMHT(2, 3)):
         assert not fusion.fits(norm, activation, x, None)
     assert not fusion.fits(norm, neuron, x.contiguous(), None)
