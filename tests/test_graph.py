@@ -101,6 +101,10 @@ RIGHT: dict[str, Forward] = {
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_does_not_is_exact(name: str) -> None:
     net, x = ann(RIGHT[name]), images()
+    if name in ("parts", "keywords") and torch.__version__ < "2.9":  # torch.fx itself can't: they are refused
+        with pytest.raises(ValueError, match=r"can't be traced by torch\.fx"):
+            to_lmht(net, 2, 2)
+        return
     torch.testing.assert_close(to_lmht(net, 2, 2)(x), net(x), rtol=0, atol=1e-12)
     spiking = snn(RIGHT[name])
     assert max(layer.difference for layer in certify(spiking, [x]).values()) == 0

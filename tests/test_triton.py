@@ -1,5 +1,6 @@
 """The Triton kernels without a GPU: in Triton's interpreter, and compiled to PTX for one."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -37,6 +38,8 @@ def ptx(function: str, steps: int, block: int, dtype: str = "fp32", **flags: obj
 
     from lmht.kernels import gpu
 
+    if "constexprs" not in inspect.signature(ASTSource).parameters:
+        pytest.skip("Triton 3.2 is told what to compile in another way")
     kernel = getattr(gpu, function)
     constants = {
         "T": steps,
