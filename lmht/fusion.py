@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules import module as _every
 
 from lmht import functional, kernels
 from lmht.functional import compute_dtype
@@ -28,10 +27,10 @@ NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d)
 NEURONS = (LMHT, MHT, LIF, IF)
 # Hooks of all modules at once. (torch 2.6 has no function that asks for them.)
 _GLOBAL_HOOKS = (
-    _every._global_forward_pre_hooks,
-    _every._global_forward_hooks,
-    _every._global_backward_pre_hooks,
-    _every._global_backward_hooks,
+    nn.modules.module._global_forward_pre_hooks,
+    nn.modules.module._global_forward_hooks,
+    nn.modules.module._global_backward_pre_hooks,
+    nn.modules.module._global_backward_hooks,
 )
 
 

@@ -178,9 +178,8 @@ def test_left_apart() -> None:
         every.register_module_full_backward_pre_hook,
         every.register_module_full_backward_hook,
     ):
-        handle = register(lambda *_: None)
-        assert not fusion.fits(norm, neuron, x, None), register
-        handle.remove()
+        with register(lambda *_: None):
+            assert not fusion.fits(norm, neuron, x, None), register
     assert fusion.fits(norm, neuron, x, None)
     for activation in (nn.ReLU(), LMHT(2, 2, folded=False), LMHT(2, 3)):
         assert not fusion.fits(norm, activation, x, None)

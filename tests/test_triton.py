@@ -101,8 +101,8 @@ def test_no_register_spills(size: int, steps: int, kind: str, tmp_path: Path) ->
     compiler = pytest.importorskip("triton.backends.nvidia.compiler")
     if not hasattr(compiler, "get_ptxas"):
         pytest.skip("this Triton does not say where its ptxas is")
-    if tuple(map(int, version("triton").split(".")[:2])) < (3, 7):
-        pytest.skip("tuned for Triton 3.7 and later: 3.6 spills 8 bytes of one variant")
+    if (size, steps, kind) == (4, 7, "learned") and version("triton").startswith("3.6."):
+        pytest.skip("Triton 3.6 spills 8 bytes here")
     from lmht.kernels import gpu
 
     mixed, parameters = kind != "chain", kind == "learned"

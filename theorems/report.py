@@ -153,6 +153,7 @@ class StatementReport:
     # --- in the terminal
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
+    # in quotes: pytest 8.0 does not export the name
     def pytest_terminal_summary(self, terminalreporter: "pytest.TerminalReporter") -> Iterator[None]:
         """The verdicts instead of pytest's own lists of what failed and was skipped, unless ``--tb`` asks for those."""
         stats = terminalreporter.stats
