@@ -139,7 +139,7 @@ def other_faults(scratch: Path) -> list[str]:
         cases.setdefault((case.get("classname", ""), name), Counter())[case.find("skipped") is None] += 1
     return [
         f"| {name} | {counts[True]} | {counts[False]} | {file.rpartition('.')[2]}.py |"
-        for (file, name), counts in cases.items()
+        for (file, name), counts in sorted(cases.items())
     ]
 
 
