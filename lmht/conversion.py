@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lmht import functional
-from lmht.graph import Kind, Norm, Synapse, check_affine, check_unchanged, flow, unwrap
+from lmht.graph import Kind, check_affine, check_unchanged, flow, unwrap
 from lmht.networks.base import MultiStep, Network, check_neurons
 from lmht.neurons import IF, LMHT, QCFS
 from lmht.tgim import TGIM
@@ -106,10 +106,17 @@ def replace_modules(network: nn.Module, kind: type[nn.Module], make: Callable[[n
 
 @torch.no_grad()
 def scale_current(stem: nn.Module, factor: float) -> None:
-    """Multiply the current that a stem delivers: weight and bias of its last affine layer."""
-    last = [m for m in stem.modules() if isinstance(m, Synapse | Norm)][-1]
-    if last.weight is None:
-        raise ValueError(f"the stem's last layer, {last}, has no weight to scale the current by")
+    """Multiply the current that a stem delivers: weight and bias of its last affine layer.
+
+    Raises:
+        ValueError: no layer of the stem is the last one that all of the current passes through, or it has no weight.
+    """
+    found = flow(stem)
+    ends = [i for i, step in enumerate(found.steps) if step.kind in (Kind.SYNAPSE, Kind.NORMALISATION)]
+    after, passes = found.steps[ends[-1] + 1 :] if ends else (), (Kind.LINEAR, Kind.POOLING)
+    last: Any = found.steps[ends[-1]].module if ends else None
+    if last is None or last.weight is None or any(s.kind not in passes or len(s.inputs) != 1 for s in after):
+        raise ValueError("the stem does not end in one affine layer with a weight to scale its current by")
     last.weight *= factor
     if last.bias is not None:
         last.bias *= factor

@@ -115,6 +115,10 @@ class _Counter(fx.Interpreter):
             else:
                 self.into.macs[str(node.target)] += _macs(module, self.env[step.inputs[0]], value)
         elif step.kind in (Kind.LINEAR, Kind.POOLING) and len(counts) == len(step.inputs):
+            if step.kind is Kind.POOLING and bool((self.env[step.inputs[0]] < 0).any()):
+                raise ValueError(
+                    f"can't count: {step.name} sees spikes of both signs, and which it hands on is not known"
+                )
             self.counts[node] = self._passed_on(step, counts, value)
 
     def _passed_on(self, step: Step, counts: list[Tensor], value: Tensor) -> Any:
@@ -144,7 +148,8 @@ def count_operations(network: nn.Module, images: Tensor) -> Operations:
 
     Raises:
         ValueError: no images, images or weights without values, neurons in a module that does not say where time starts, a layer
-            behind an operation on spikes that is not known, or a network that :func:`lmht.graph.flow` refuses.
+            behind an operation on spikes that is not known, a ReLU or max-pool on negated spikes, or a network that
+            :func:`lmht.graph.flow` refuses.
     """
     network = unwrap(network)
     check_values(network)

@@ -212,9 +212,8 @@ class _Normalized(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, residual, weight, omega, leak, rows, inverse = ctx.saved_tensors
         pair, wanted = ctx.pair, ctx.needs_input_grad
-        grad = grad.to(x.dtype).contiguous(
-            memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format
-        )
+        grad = grad.to(x.dtype).resolve_neg()
+        grad = grad.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
         dy, sums = torch.empty_like(x), rows.new_empty(2, rows.shape[1])
         options = {"norm": compiled.Normalization(rows, residual), "sums": sums, "parameters": wanted[4] or wanted[5]}
         rows_of_grad = grad.movedim(1, -1).view(max(pair.steps, 1), -1)

@@ -190,7 +190,8 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
     """What the network does in eval mode; its modules' modes are left as they were.
 
     Args:
-        network: any module that torch.fx can trace, of one tensor, from one tensor.
+        network: any module that torch.fx can trace, of one tensor, from one tensor. While it is traced data are no
+            ``torch.Tensor``: a forward that branches on ``isinstance(x, Tensor)`` is traced along the other branch.
         activation: a class that counts as an activation, besides ours.
 
     Raises:

@@ -33,6 +33,28 @@ def test_exact_start_is_the_quantised_ann_and_algorithm_1_is_not(levels: int, st
     assert gap(to_lmht(ann, levels, steps, start="algorithm1")(images), expected) > 0.5
 
 
+class Stem(nn.Module):
+    """Its layers aren't defined in the order in which they are run."""
+
+    def __init__(self, parallel: bool) -> None:
+        super().__init__()
+        self.last, self.first, self.parallel = nn.Conv2d(4, 4, 1), nn.Conv2d(3, 4, 1), parallel
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return nn.functional.avg_pool2d(self.last(x) + x if self.parallel else self.last(x), 2)
+
+
+def test_algorithm_1_scales_all_of_the_first_layers_current_or_refuses() -> None:
+    images = torch.randn(8, 3, 4, 4)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    networks = [Network(Stem(p), lmht.QCFS(4), head, in_channels=3, steps=1, frames=False) for p in (False, True)]
+    scaled = to_lmht(networks[0], 2, 2, start="algorithm1").stem(images)
+    torch.testing.assert_close(scaled, 2 * networks[0].stem(images))
+    with pytest.raises(ValueError, match="the stem does not end in one affine layer with a weight"):
+        to_lmht(networks[1], 2, 2, start="algorithm1")
+
+
 def test_if_conversion_comes_closer_with_more_steps() -> None:
     ann, images = calibrated(32)  # fine levels: the limit of many steps has no levels
     gaps = [gap(to_if(ann, steps)(images), ann(images)) for steps in (2, 32)]

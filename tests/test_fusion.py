@@ -91,6 +91,17 @@ def test_equal(name: str, dtype: torch.dtype, training: bool) -> None:
             assert not bad, f"{what}, {channels} channels: off by {off:.1e}"
 
 
+def test_a_lazy_negation() -> None:
+    """What torch keeps as a flag on memory that holds the opposite."""
+    modules = (nn.BatchNorm2d(16).double(), LMHT(2, 2).double())
+    x, grad = images(4, 16, 5, 7, dtype=torch.float64), torch.randn(4, 16, 5, 7, dtype=torch.float64)
+    negative, negated = torch._neg_view(-x), torch._neg_view(-grad)
+    assert torch.equal(fusion.normalized(*modules, negative), fusion.normalized(*modules, x))
+    assert torch.equal(fusion.normalized(*modules, x, negative), fusion.normalized(*modules, x, x))
+    want, got = (run(fusion.normalized, modules, x, None, one) for one in (grad, negated))
+    assert all(torch.equal(want[name], got[name]) for name in want if want[name] is not None)
+
+
 def test_features() -> None:
     """[N, C], as after a linear layer."""
     modules = (nn.BatchNorm1d(24).double(), LMHT(2, 2).double())

@@ -193,11 +193,14 @@ def test_layouts(backend: str) -> None:
         "every other step": plain.repeat_interleave(2, 0)[::2],
         "expanded": plain[:1].expand(2, 3, 4, 5, 6),
         "static, channels last": last[:1].expand(2, 3, 4, 5, 6),
+        "negated lazily": torch._neg_view(plain),
     }
     for name, x in inputs.items():
         grad = dyadic(2, 3, 4, 5, 6)
         if name == "channels last":
             grad = torch.empty_strided(last.shape, last.stride(), dtype=grad.dtype).copy_(grad)
+        if name == "negated lazily":
+            grad, omega, leak = map(torch._neg_view, (grad, omega, leak))
         arguments = {"levels": 2, "theta": 0.5, "v0": 0.25}
         got = lmht(kernels.lmht, grad, (x, omega, leak), **arguments)
         assert_equal(got, lmht(functional.lmht, grad, (x.contiguous(), omega, leak), **arguments))
@@ -305,6 +308,7 @@ def test_qcfs_layouts(backend: str) -> None:
         "transposed": plain.transpose(0, 1),
         "sliced": torch.cat([plain, plain], 2)[:, :, :5],
         "expanded": plain[:1].expand(3, 4, 5, 6),
+        "negated lazily": torch._neg_view(plain),
         "none": plain[:0],
         "one number": plain[0, 0, 0, 0],
     }
@@ -312,6 +316,8 @@ def test_qcfs_layouts(backend: str) -> None:
         grad = dyadic(*x.shape)
         if name == "channels last":
             grad = grad.contiguous(memory_format=torch.channels_last)
+        if name == "negated lazily":
+            grad = torch._neg_view(grad)
         got = qcfs(kernels.qcfs, grad, (x, scale), levels=4)
         assert_equal(got, qcfs(functional.qcfs, grad, (x.contiguous(), scale), levels=4))
         if "channels last" in name or name == "transposed":

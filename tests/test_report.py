@@ -322,6 +322,16 @@ def test_a_baseline_that_has_not_learnt_tests_nothing(baseline: float, relu: flo
     )
 
 
+def test_whether_a_baseline_has_learnt_is_asked_of_the_seeds_compared() -> None:
+    records = [recorded("table1", "1", seed, 70.0 + seed % 2) for seed in SEEDS[:2]]
+    records += [recorded("table1", "1", seed, 92.0) for seed in SEEDS[2:]]  # without their counterparts
+    records += [recorded("table1", "2", seed, 92.0) for seed in SEEDS[:2]]
+    records += [recorded("table3", "cifar10-resnet18-relu", seed, 90.0) for seed in SEEDS]
+    found = judged_part(records, "C1", "ResNet-18: accuracy of M-HT L=2 T=2 minus L=1")
+    assert found.verdict == "not testable"
+    assert found.reason == "its baseline 1 has not learnt: 70.50 %, the ReLU ANN 90.00 %"
+
+
 def test_a_conversions_baseline_is_its_ann_as_trained() -> None:
     """IF at few steps is meant to be poor: what has to have learnt is the network that was converted."""
     rows = ("resnet20-tq4-if-t4", "resnet20-tq4-l2t2-exact")

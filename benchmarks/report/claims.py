@@ -257,7 +257,7 @@ def _judge(part: Part, claims: Claims, results: Results) -> Judged:
         return Judged(part, "not run", str(error), **common)
     seeds, mean = tuple(values.index), float(values.mean())
     few = f"{len(seeds)} seed" + "s" * (len(seeds) > 1) if len(seeds) < len(claims.seeds) else ""
-    failed, reason = _not_learnt(part, rows, claims, results)
+    failed, reason = _not_learnt(part, rows, claims, results, seeds)
     if len(seeds) > 1:
         half = half_width(values, claims.confidence)
         low, high = mean - half, mean + half
@@ -284,8 +284,11 @@ def over_images(values: np.ndarray, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _not_learnt(part: Part, rows: dict[str, spec.Row], claims: Claims, results: Results) -> tuple[str, str]:
-    """Which baseline has not learnt, and of which it can't be told, as the head of ``claims.toml`` says; each blank without one."""
+def _not_learnt(
+    part: Part, rows: dict[str, spec.Row], claims: Claims, results: Results, seeds: tuple[int, ...]
+) -> tuple[str, str]:
+    """Which baseline has not learnt on the seeds compared, and of which it can't be told, as the head of ``claims.toml`` says;
+    each blank without one."""
     failed, unknown = "", ""
     accuracies = ("accuracy_pct", "ann_accuracy_pct")
     if part.minus == part.of and part.minus_metric not in accuracies:  # two metrics of one network, none a baseline
@@ -297,7 +300,7 @@ def _not_learnt(part: Part, rows: dict[str, spec.Row], claims: Claims, results: 
             cell = cell.ann
         if cell is None or results.of_cell(cell).empty:
             continue
-        reached, best = float(results.of_cell(cell)["test/final"].mean()), results.best_ann(cell)
+        reached, best = float(results.of_cell(cell)["test/final"].reindex(seeds).mean()), results.best_ann(cell)
         if best is None:
             unknown = f"no ANN was run to tell whether the baseline {row_id} has learnt"
         elif reached < best[0] - claims.learnt_within:

@@ -52,6 +52,7 @@ def _strides(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]
 
 def rows(x: Tensor, layout: tuple[int, ...]) -> Tensor:
     """``x`` as ``[T, M]`` in the given memory order of a step: a view, or a copy where the steps of ``x`` aren't dense in it."""
+    x = x.resolve_neg()  # the kernels read memory, which holds the opposite of torch's lazy -x
     same = all(size == 1 or a == b for size, a, b in zip(x.shape[1:], x.stride()[1:], layout[1:], strict=True))
     if not same:
         x = x.new_empty_strided(x.shape, layout).copy_(x)
@@ -248,11 +249,12 @@ DIRECT: dict[Any, Any] = {fire: _Fire, qcfs: _Qcfs}
 
 
 def plain(x: Tensor) -> bool:
-    """Whether nobody but autograd looks on: a tensor of values, without a tracer, a transform or a dispatch mode."""
-    seen = type(x) not in (Tensor, nn.Parameter) or symbolic(x) or torch.jit.is_tracing()
+    """Whether nobody but autograd looks on: a tensor of its values, without a tracer, a transform or a dispatch mode."""
+    seen = type(x) not in (Tensor, nn.Parameter) or symbolic(x) or torch.jit.is_tracing() or x.is_neg()
     return not (seen or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
 
 
 def call(op: Any, x: Tensor, *rest: Any) -> Tensor:
     """The operator: on plain tensors without torch's way to a registered one, which costs more than a small layer."""
-    return DIRECT[op].apply(x, *rest) if plain(x) else op(x, *rest)
+    arguments = [a.resolve_neg() if isinstance(a, Tensor) else a for a in (x, *rest)]
+    return DIRECT[op].apply(*arguments) if plain(arguments[0]) else op(*arguments)
