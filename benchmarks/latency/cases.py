@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.latency.measure import Contenders
+from benchmarks.run.evaluate import predict
 from lmht import IF, LMHT, QCFS, functional, kernels
 from lmht.kernels import compiled
 from lmht.networks import ARCHITECTURES, Activation, MultiStep, build
@@ -18,7 +19,7 @@ from lmht.reparameterize import reparameterize
 GRID = (1, 2, 4, 8)  # both L and T
 NEURON = ("fused", "fused-dx", "naive", "floor", "spikingjelly")  # fused-dx: without the gradients of Omega and lambda
 NETWORK = ("relu", "qcfs", "if", "lmht", "reparameterised", "lmht-naive", "spikingjelly-if", "spikingjelly-ilif")
-STEP = ("relu", "qcfs", "lmht", "lmht-T4", "spikingjelly-ilif")  # lmht: at T = 2
+STEP = ("relu", "qcfs", "lmht", "lmht-T4", "lmht-evaluated", "spikingjelly-ilif")  # lmht: at T = 2
 CHECKED = (10_007, 1 << 14)  # neurons: no multiple of a vector or a block, and one: Triton generates two kernels
 GROUPS = {  # of operators, for where the time goes; inner names first
     "normalisation and neuron backward": ("_NormalizedBackward",),
@@ -202,6 +203,12 @@ class NetworkCase:
                 optimiser.step()
                 optimiser.zero_grad()
 
+        def evaluation() -> None:
+            with kernels.use_backend(backend), autocast():
+                predict(network, [(images, labels)], images.device)
+
+        if name == "lmht-evaluated":
+            return evaluation
         return training if self.mode == "training step" else inference
 
     def refused(self) -> dict[str, str]:
@@ -229,7 +236,7 @@ class StepCase(NetworkCase):
 
     @property
     def names(self) -> list[str]:
-        return list(STEP)
+        return [name for name in STEP if (name, self.mode) != ("lmht-evaluated", "training step")]
 
     def refused(self) -> dict[str, str]:
         reasons = {
@@ -237,6 +244,7 @@ class StepCase(NetworkCase):
             "lmht": check("lmht", self.levels, self.steps, self.dtype, self.device),
             "lmht-T4": check("lmht", self.levels, 4, self.dtype, self.device),
         }
+        reasons["lmht-evaluated"] = reasons["lmht"]
         return {name: reason for name, reason in reasons.items() if reason}
 
 

@@ -240,6 +240,7 @@ def step_tables(run: Run) -> list[str]:
     }
     lines = ["## Whole steps", "", about[run.params["device"]], ""]
     names = {"relu": "ReLU ANN", "qcfs": "QCFS ANN", "lmht": "LM-HT, T = 2", "lmht-T4": "LM-HT, T = 4"}
+    names |= {"lmht-evaluated": "LM-HT, T = 2, evaluated"}  # as the harness does: forward passes and their predictions
     names |= {"spikingjelly-ilif": "SpikingJelly's ILIF, T = 2"}
     for (architecture, mode), group in steps.groupby(["architecture", "mode"], sort=False):
         one = group.iloc[0]
@@ -394,6 +395,11 @@ WHOLE_STEPS = [
     for dtype in ("float32", "bfloat16 (autocast)")
     for name in STEPPED
 ]
+EVALUATION = Aim(
+    "ResNet-20, float32, T = 2: evaluation ÷ its forward passes",
+    lambda run: run.ratio("lmht-evaluated", "times_lmht", **WHOLE_STEP | {"mode": "inference", "dtype": "float32"}),
+    1.05,
+)
 JELLY_STEP = Aim(
     "ResNet-20, training step, float32, T = 2: SpikingJelly's multi-level neuron ÷ LM-HT",
     lambda run: run.ratio("spikingjelly-ilif", "times_lmht", **WHOLE_STEP, dtype="float32"),
@@ -410,6 +416,7 @@ AIMS = {
         ),
         Aim("the same: fused ÷ floor", lambda run: run.ratio("fused", "times_floor", **CPU_CASE), 2),
         *WHOLE_STEPS,
+        EVALUATION,
         JELLY_STEP,
     ],
     "cuda": [

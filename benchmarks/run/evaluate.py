@@ -67,7 +67,9 @@ def evaluate(network: MultiStep, test: Iterable[Any], device: torch.device, floa
             classes[f"if/T{steps}/accuracy"] = found[-1]
             metrics |= cost(f"if/T{steps}/", count_operations(converted, some))
     if any(isinstance(m, lmht.LMHT | lmht.MHT) and m.levels > 1 for m in network.modules()):
-        more, classes["reparam/accuracy"] = evaluate_reparameterized(network, test, some, device, float64)
+        more, classes["reparam/accuracy"] = evaluate_reparameterized(
+            network, predictions, labels, test, some, device, float64
+        )
         metrics |= more
     tgim: dict[str, dict[str, Any]] = {}
     for name, module in network.named_modules():
@@ -85,12 +87,20 @@ def cost(source: str, operations: Operations) -> dict[str, float]:
 
 
 def evaluate_reparameterized(
-    network: MultiStep, test: Iterable[Any], some: Tensor, device: torch.device, float64: bool
+    network: MultiStep,
+    before: Tensor,
+    labels: Tensor,
+    test: Iterable[Any],
+    some: Tensor,
+    device: torch.device,
+    float64: bool,
 ) -> tuple[dict[str, float], Tensor]:
-    """Table 2: the one-level twin's accuracy, SOPs, and the share of predictions that it changes; and its predictions [N]."""
+    """Table 2: the one-level twin's accuracy, SOPs, and the share of predictions that it changes; and its predictions [N].
+
+    ``before`` and ``labels`` are the network's own, from :func:`predict`.
+    """
     twin = reparameterize(network, inexact=True)  # max-pools and attention, too: that it differs is what is measured
     frames = [(repeat_frames(x, network, twin), y) for x, y in test] if network.frames else test
-    before, labels = predict(network, test, device)
     after, _ = predict(twin, frames, device)
     classes = after[-1]
     metrics = cost("reparam/", count_operations(twin, repeat_frames(some, network, twin))) | {
