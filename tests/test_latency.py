@@ -1,5 +1,6 @@
 """The latency harness: end to end on tiny sizes, no figure behind a red check, and the arithmetic of time and memory."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -113,6 +114,16 @@ def test_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, name, wrong)
     expected = "outputs" if name == "fire" else "dx"
     assert cases.check.__wrapped__("lmht", 2, 2, torch.float32, "cpu").startswith(f"{expected} differ")
+
+
+@pytest.mark.parametrize("case", cases.network_cases("cpu", torch.float32)[::2], ids=str)
+def test_every_network_has_its_contenders(case: cases.NetworkCase) -> None:
+    """Those of an inference, which are all; a twin is made of each, also where it isn't exact."""
+    case = dataclasses.replace(case, width=case.width / 4)
+    image = torch.randn(1, 3, case.size, case.size)
+    for name in case.names:
+        if "spikingjelly" not in name or cases.spikingjelly():
+            assert case.network(name)(image).shape == (1, 10)
 
 
 def test_peak_memory() -> None:

@@ -38,7 +38,7 @@ INLINE inline void integrate_and_fire(int T, const Neuron& neuron, int64_t first
                                       Wide (&before)[STEPS], Wide (&m)[STEPS], Wide (&out)[STEPS]) {
   const Wide theta(neuron.theta), levels(neuron.levels), zero(0);
   Wide v(*neuron.v0);
-  if (neuron.potentials) v = n < WIDTH ? Wide::loadu(neuron.v0 + first, n) : Wide::loadu(neuron.v0 + first);
+  if (neuron.potentials) v = registers<PARTS>(neuron.v0 + first, n);
   UNROLL for (int t = 0; t < T; ++t) {
     before[t] = v;
     Wide potential = Wide(neuron.leak[t]) * v;

@@ -34,14 +34,20 @@ INLINE inline void vectors(int64_t start, int64_t end, F f) {
   if (start < end) f(start, int(end - start));
 }
 
+// Zeros from n on. (VectorizedN's own loadu leaves whole registers as they are there: ones, or in torch 2.6 whatever they held.)
+template <int N, typename T, typename Count>
+INLINE inline at::vec::VectorizedN<T, N> registers(const T* row, Count n) {
+  using Register = at::vec::Vectorized<T>;
+  if constexpr (!std::is_same_v<Count, int>) return at::vec::VectorizedN<T, N>::loadu(row);
+  at::vec::VectorizedN<T, N> found(0);
+  for (int i = 0; i * Register::size() < n; ++i)
+    found[i] = Register::loadu(row + i * Register::size(), std::min<int>(Register::size(), n - i * Register::size()));
+  return found;
+}
+
 template <typename Count>
-INLINE inline Wide load(const SCALAR* row, Count n) {  // zeros from n on (VectorizedN's own loadu leaves ones in whole registers)
-  if constexpr (!std::is_same_v<Count, int>) return at::vec::convert<WIDE, PARTS, SCALAR, REGISTERS>(Narrow::loadu(row));
-  constexpr int size = at::vec::Vectorized<SCALAR>::size();
-  Narrow narrow(0);
-  for (int i = 0; i * size < n; ++i)
-    narrow[i] = at::vec::Vectorized<SCALAR>::loadu(row + i * size, std::min(size, n - i * size));
-  return at::vec::convert<WIDE, PARTS, SCALAR, REGISTERS>(narrow);
+INLINE inline Wide load(const SCALAR* row, Count n) {
+  return at::vec::convert<WIDE, PARTS, SCALAR, REGISTERS>(registers<REGISTERS>(row, n));
 }
 
 template <typename Count>
