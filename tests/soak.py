@@ -1,5 +1,5 @@
-"""Kill real trainings at random moments until they end, compare with one that was left alone, run every other fault's test:
-results/reliability.md.
+"""Kill real trainings at random moments until they end, compare with one that was left alone, run every other fault's test, time
+one worker and two: results/reliability.md.
 
     python tests/soak.py [--kills 50] [--out results/reliability.md]
     python tests/soak.py --kills 5 --short EMPTY_STORE
@@ -49,9 +49,9 @@ class Series:
     codes: dict[int, int] = field(default_factory=dict)
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/m.db", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "benchmarks", *WORDS, "--state-dir", str(folder / "state")]
+    words = [sys.executable, "-m", "benchmarks", *WORDS, "--state-dir", str(folder / "state"), *more]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
@@ -143,7 +143,21 @@ def other_faults(scratch: Path) -> list[str]:
     ]
 
 
-def page(rows: list[Series], others: list[str], seconds: float) -> str:
+def workers(folders: list[Path]) -> list[str]:
+    """Lines of the page: the same seeds by one worker and by two, on two stores; SystemExit unless they come to the same."""
+    lines, seconds = [], []
+    for jobs, folder in enumerate(folders, 1):
+        began = time.monotonic()
+        if start(folder, "--seeds", "4", "--jobs", str(jobs)).wait():
+            raise SystemExit((folder / "log").read_text()[-3000:])
+        seconds.append(time.monotonic() - began)
+        lines.append(f"| {jobs} | {seconds[-1]:.0f} | {seconds[0] / seconds[-1]:.2f} |")
+    if sorted(told(folders[0])) != sorted(told(folders[1])):
+        raise SystemExit("two workers don't come to what one comes to")
+    return lines
+
+
+def page(rows: list[Series], others: list[str], scaling: list[str], seconds: float) -> str:
     lines = [
         "# What survives an interruption",
         "",
@@ -166,6 +180,12 @@ def page(rows: list[Series], others: list[str], seconds: float) -> str:
         "| fault | cases passed | cases skipped | in tests/ |",
         "|---|---:|---:|---|",
         *others,
+        "",
+        "One worker and two, with what starting the command and them costs: four seeds of both trainings, to the same bits.",
+        "",
+        "| workers | seconds | times as fast as one |",
+        "|---:|---:|---:|",
+        *scaling,
         "",
         f"Commit {about['commit'][:7]}, torch {about['torch']}, {about['machine']}; {seconds / 60:.0f} minutes.",
         "",
@@ -211,10 +231,11 @@ def main() -> None:
                 train(folder, row, moments, span, options.kills // len(rows), how)
                 row.trainings += 1
                 row.equal += told(folder) == expected
+        scaling = [] if options.short else workers([fresh(Path(scratch, f"{jobs}-jobs")) for jobs in (1, 2)])
     if options.short:
         print(f"{rows[0].injected} kills, {rows[0].equal} of {rows[0].trainings} trainings as undisturbed")
     else:
-        write_text(options.out, page(rows, others, time.monotonic() - began))
+        write_text(options.out, page(rows, others, scaling, time.monotonic() - began))
     if any(row.equal < row.trainings for row in rows):
         raise SystemExit("not bit for bit the same")
 
