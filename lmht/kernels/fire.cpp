@@ -14,6 +14,7 @@
 
 namespace {
 
+// Called inside OpenMP's loops, which take what stands outside them by address: there the compiler would not see a constant.
 constexpr int known(int steps) { return STEPS > 16 ? steps : STEPS; }
 
 // Each thread has a copy: what it writes could otherwise, for all the compiler knows, change the parameters.
@@ -57,10 +58,10 @@ INLINE inline void integrate_and_fire(int T, const Neuron& neuron, int64_t first
 extern "C" void forward(int steps, const SCALAR* x, int64_t stride, int64_t size, const WIDE* omega, const WIDE* leak,
                         const WIDE* v0, bool potentials, const WIDE* constants, int threads, const WIDE* normalization,
                         int64_t period, const SCALAR* residual, SCALAR* out) {
-  const int T = known(steps);
   const Channels channels{normalization, period, residual};
-#pragma omp parallel for num_threads(threads_for(size * T, threads)) schedule(static)
+#pragma omp parallel for num_threads(threads_for(size * steps, threads)) schedule(static)
   for (int64_t start = 0; start < size; start += channels.chunk()) {
+    const int T = known(steps);
     const Neuron neuron(T, omega, leak, v0, potentials, constants);
     int64_t c = 0;
     vectors(start, std::min(start + channels.chunk(), size), [&](int64_t first, auto n) INLINE {
@@ -81,13 +82,14 @@ extern "C" void backward(int steps, const SCALAR* grad, int64_t grad_stride, con
                          const WIDE* omega, const WIDE* leak, const WIDE* v0, bool potentials, const WIDE* constants, int threads,
                          bool chain, const WIDE* normalization, int64_t period, const SCALAR* residual, SCALAR* dx, WIDE* dleak,
                          WIDE* domega, WIDE* dchannels) {
-  const int T = known(steps), SUMS = T + T * T;
   const Channels channels{normalization, period, residual};
   const int64_t size_of_chunk = channels.chunk(), chunks = (size + size_of_chunk - 1) / size_of_chunk;
-  std::vector<double> partial(dleak ? chunks * SUMS : 0);
+  const int all_sums = steps + steps * steps;
+  std::vector<double> partial(dleak ? chunks * all_sums : 0);
   std::vector<WIDE> partial_channels(chunks * channels.sums());
-#pragma omp parallel for num_threads(threads_for(size * T, threads)) schedule(static)
+#pragma omp parallel for num_threads(threads_for(size * steps, threads)) schedule(static)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int T = known(steps), SUMS = T + T * T;
     const Neuron neuron(T, omega, leak, v0, potentials, constants);
     const Wide low(neuron.low), high(neuron.high), one(1);
     Part sums[STEPS + STEPS * STEPS];  // T for lambda, then T x T for Omega
@@ -128,9 +130,9 @@ extern "C" void backward(int steps, const SCALAR* grad, int64_t grad_stride, con
   }
   add_up(partial_channels, channels.sums(), dchannels);
   if (dleak)
-    for (int k = 0; k < SUMS; ++k) {
+    for (int k = 0; k < all_sums; ++k) {
       double sum = 0;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partial[chunk * SUMS + k];
-      (k < T ? dleak[k] : domega[k - T]) = sum;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partial[chunk * all_sums + k];
+      (k < steps ? dleak[k] : domega[k - steps]) = sum;
     }
 }
