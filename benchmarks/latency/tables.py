@@ -233,7 +233,9 @@ def step_tables(run: Run) -> list[str]:
         return []
     about = {
         "cpu": "Page faults, 4 KiB each: memory that the C library had given back to the system and has to get, cleared, again. "
-        "`MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` above a step's memory keep it.",
+        "`MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` above a step's memory keep it. LM-HT's tensors are T times "
+        "the ANN's: where the ANN's stay in the processor's last cache and these do not, passes that only move memory "
+        "(normalisation and neuron, in the profiles below) cost more than T of the ANN's.",
         "cuda": "Every operator is launched by itself, as PyTorch does unless told otherwise. Where T = 4 costs no more than "
         "T = 2, the GPU waits for launches, not for arithmetic; so `python -m benchmarks run` replays the passes of a batch as "
         "one CUDA graph.",
