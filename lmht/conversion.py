@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lmht import functional
-from lmht.graph import Kind, check_affine, check_unchanged, flow, unwrap
+from lmht.graph import Kind, Step, check_affine, check_unchanged, flow, unwrap
 from lmht.networks.base import MultiStep, Network, check_neurons
 from lmht.neurons import IF, LMHT, QCFS
 from lmht.tgim import TGIM
@@ -104,6 +104,10 @@ def replace_modules(network: nn.Module, kind: type[nn.Module], make: Callable[[n
     return len(made)
 
 
+def _passes_a_factor(step: Step) -> bool:
+    return step.kind in (Kind.LINEAR, Kind.POOLING) or isinstance(step.module, nn.ReLU)
+
+
 @torch.no_grad()
 def scale_current(stem: nn.Module, factor: float) -> None:
     """Multiply the current that a stem delivers: weight and bias of its last affine layer.
@@ -111,11 +115,13 @@ def scale_current(stem: nn.Module, factor: float) -> None:
     Raises:
         ValueError: no layer of the stem is the last one that all of the current passes through, or it has no weight.
     """
-    found = flow(stem)
-    ends = [i for i, step in enumerate(found.steps) if step.kind in (Kind.SYNAPSE, Kind.NORMALISATION)]
-    after, passes = found.steps[ends[-1] + 1 :] if ends else (), (Kind.LINEAR, Kind.POOLING)
-    last: Any = found.steps[ends[-1]].module if ends else None
-    if last is None or last.weight is None or any(s.kind not in passes or len(s.inputs) != 1 for s in after):
+    found = flow(nn.Sequential(stem))  # a stem that is one layer would be traced into it
+    steps = {step.node: step for step in found.steps}
+    node = next(node for node in found.graph.nodes if node.op == "output").args[0]
+    while (step := steps.get(node)) and len(step.inputs) == 1 and _passes_a_factor(step):
+        node = step.inputs[0]
+    last: Any = step.module if step and step.kind in (Kind.SYNAPSE, Kind.NORMALISATION) else None
+    if last is None or last.weight is None or sum(other.module is last for other in found.steps) > 1:
         raise ValueError("the stem does not end in one affine layer with a weight to scale its current by")
     last.weight *= factor
     if last.bias is not None:

@@ -97,8 +97,13 @@ class _Counter(fx.Interpreter):
         self.counts: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        step = self.steps.get(n)
+        if step is not None and step.kind is Kind.POOLING:  # asked first: it may work in place
+            source = step.inputs[0]
+            if source in self.counts and bool((self.env[source] < 0).any()):
+                raise ValueError(f"can't count: {step.name} sees negated spikes, and which it hands on is not known")
         value = super().run_node(n)
-        if (step := self.steps.get(n)) is not None:
+        if step is not None:
             self._count(step, value)
         return value
 
@@ -115,10 +120,6 @@ class _Counter(fx.Interpreter):
             else:
                 self.into.macs[str(node.target)] += _macs(module, self.env[step.inputs[0]], value)
         elif step.kind in (Kind.LINEAR, Kind.POOLING) and len(counts) == len(step.inputs):
-            if step.kind is Kind.POOLING and bool((self.env[step.inputs[0]] < 0).any()):
-                raise ValueError(
-                    f"can't count: {step.name} sees spikes of both signs, and which it hands on is not known"
-                )
             self.counts[node] = self._passed_on(step, counts, value)
 
     def _passed_on(self, step: Step, counts: list[Tensor], value: Tensor) -> Any:

@@ -1,6 +1,6 @@
 """What bfloat16 costs in accuracy: results/precision.md (``tox run -e precision``, six minutes).
 
-The same trainings on digits in float32 and under bfloat16 autocast in channels_last, as the profiles on the paper's data train:
+The same trainings on digits in float32 and under bfloat16 autocast in channels_last, as profile ``paper`` trains:
 the same seeds, so the same start and the same batches. Accuracies are measured in float32 either way, as everywhere here.
 """
 
@@ -28,8 +28,8 @@ PAGE = """\
 # What bfloat16 costs in accuracy
 
 Written by `tests/precision.py`. The same trainings on digits in float32 and under bfloat16 autocast in channels_last on the fused
-backend, as the profiles on the paper's data train on a CPU: same seeds, so the same start and the same batches. Test accuracy in
-%, measured in float32 either way; mean of {seeds} seeds, and the mean of the differences with its 95 % interval.
+backend, as profile `paper` trains on a CPU: same seeds, so the same start and the same batches. Test accuracy in %, measured in
+float32 either way; mean of {seeds} seeds, and the mean of the differences with its 95 % interval.
 
 {table}
 
@@ -50,7 +50,7 @@ def main() -> None:
     for name, (spec, row) in ROWS.items():
         wide = resolve(select_rows(spec, load_spec(spec), [row])[0], load_profile("digits"))
         recipe = wide.recipe.model_copy(update={"precision": "bf16-mixed", "channels_last": True})
-        half = wide.model_copy(update={"recipe": recipe, "backend": "auto"})
+        half = wide.model_copy(update={"recipe": recipe, "backend": "compiled"})
         found = pd.DataFrame([[accuracy(cell, seed) for cell in (wide, half)] for seed in SEEDS])
         print(name, found.values.tolist(), file=sys.stderr)
         off = found[1] - found[0]

@@ -218,6 +218,7 @@ def main() -> None:
 
     with TemporaryDirectory() as scratch:
         others = [] if options.short else other_faults(Path(scratch))  # first: one that fails wastes no kills
+        scaling = [] if options.short else workers([fresh(Path(scratch, f"{jobs}-jobs")) for jobs in (1, 2)])
         alone = fresh(Path(scratch, "alone"))
         took = time.monotonic()
         if how(alone).wait():
@@ -231,7 +232,6 @@ def main() -> None:
                 train(folder, row, moments, span, options.kills // len(rows), how)
                 row.trainings += 1
                 row.equal += told(folder) == expected
-        scaling = [] if options.short else workers([fresh(Path(scratch, f"{jobs}-jobs")) for jobs in (1, 2)])
     if options.short:
         print(f"{rows[0].injected} kills, {rows[0].equal} of {rows[0].trainings} trainings as undisturbed")
     else:

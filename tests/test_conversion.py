@@ -1,6 +1,8 @@
 """Conversion and reparameterisation of whole networks: what they promise, and that they leave their input alone."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -34,25 +36,45 @@ def test_exact_start_is_the_quantised_ann_and_algorithm_1_is_not(levels: int, st
 
 
 class Stem(nn.Module):
-    """Its layers aren't defined in the order in which they are run."""
+    """Layers that aren't defined in the order in which they are run."""
 
-    def __init__(self, parallel: bool) -> None:
+    def __init__(self, run: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self.last, self.first, self.parallel = nn.Conv2d(4, 4, 1), nn.Conv2d(3, 4, 1), parallel
+        self.last, self.first, self.run = nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(3, 4, 1), run
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.first(x)
-        return nn.functional.avg_pool2d(self.last(x) + x if self.parallel else self.last(x), 2)
+        return self.run(self, x)
 
 
-def test_algorithm_1_scales_all_of_the_first_layers_current_or_refuses() -> None:
-    images = torch.randn(8, 3, 4, 4)
-    head = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-    networks = [Network(Stem(p), lmht.QCFS(4), head, in_channels=3, steps=1, frames=False) for p in (False, True)]
-    scaled = to_lmht(networks[0], 2, 2, start="algorithm1").stem(images)
-    torch.testing.assert_close(scaled, 2 * networks[0].stem(images))
-    with pytest.raises(ValueError, match="the stem does not end in one affine layer with a weight"):
-        to_lmht(networks[1], 2, 2, start="algorithm1")
+def aside(stem: Any, x: torch.Tensor) -> torch.Tensor:
+    x = stem.first(x)
+    stem.last(x)
+    return x
+
+
+SCALED = {
+    "a layer": nn.Conv2d(3, 4, 1),
+    "order": Stem(lambda m, x: nn.functional.avg_pool2d(m.last(m.first(x)), 1)),
+    "ReLU": nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.MaxPool2d(1)),
+    "aside": Stem(aside),
+}
+NOT_SCALED = {
+    "parallel": Stem(lambda m, x: m.last(m.first(x)) + m.first(x)),
+    "shared": Stem(lambda m, x: m.last(m.last(m.first(x)))),
+    "no weight": nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False)),
+}
+
+
+@pytest.mark.parametrize("name", [*SCALED, *NOT_SCALED])
+def test_algorithm_1_scales_all_of_the_first_layers_current_or_refuses(name: str) -> None:
+    stem = (SCALED | NOT_SCALED)[name]
+    head = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    network, images = Network(stem, lmht.QCFS(4), head, in_channels=3, steps=1, frames=False), torch.randn(8, 3, 4, 4)
+    if name in SCALED:
+        torch.testing.assert_close(to_lmht(network, 2, 2, start="algorithm1").stem(images), 2 * stem(images))
+    else:
+        with pytest.raises(ValueError, match="the stem does not end in one affine layer with a weight"):
+            to_lmht(network, 2, 2, start="algorithm1")
 
 
 def test_if_conversion_comes_closer_with_more_steps() -> None:

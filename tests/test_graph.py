@@ -143,11 +143,9 @@ def test_a_factor_with_more_axes_multiplies_the_spikes() -> None:
     assert counted.sops["module.second"] == 4 * 6 * counted.spikes["module.one"] > 0
 
 
-@pytest.mark.parametrize("pool", [F.relu, lambda x: F.max_pool1d(x, 1)])
+@pytest.mark.parametrize("pool", [F.relu, lambda x: F.relu(x, inplace=True), lambda x: F.max_pool1d(x, 1)])
 def test_pooled_negative_spikes_are_not_counted(pool: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(
-        ValueError, match=r"can't count: (relu|max_pool1d|boolean_dispatch) in module sees spikes of both signs"
-    ):
+    with pytest.raises(ValueError, match=r"can't count: \w+ in module sees negated spikes"):
         count_operations(snn(lambda m, x: pool(-x)), images())
     counted = count_operations(snn(lambda m, x: pool(x)), images())
     assert counted.sops["module.second"] == 6 * counted.spikes["module.one"] > 0

@@ -202,6 +202,8 @@ def test_layouts(backend: str) -> None:
         if name == "negated lazily":
             grad, omega, leak = map(torch._neg_view, (grad, omega, leak))
         arguments = {"levels": 2, "theta": 0.5, "v0": 0.25}
+        if name == "negated lazily":
+            arguments["v0"] = torch._neg_view(dyadic())
         got = lmht(kernels.lmht, grad, (x, omega, leak), **arguments)
         assert_equal(got, lmht(functional.lmht, grad, (x.contiguous(), omega, leak), **arguments))
         if "channels last" in name:
@@ -300,7 +302,7 @@ def test_qcfs_random(backend: str, dtype: torch.dtype) -> None:
 
 
 def test_qcfs_layouts(backend: str) -> None:
-    plain, scale = dyadic(3, 4, 5, 6), torch.tensor(1.0, dtype=torch.float64)
+    plain = dyadic(3, 4, 5, 6)
     last = plain.contiguous(memory_format=torch.channels_last)
     inputs = {
         "channels last": last,
@@ -316,8 +318,9 @@ def test_qcfs_layouts(backend: str) -> None:
         grad = dyadic(*x.shape)
         if name == "channels last":
             grad = grad.contiguous(memory_format=torch.channels_last)
+        scale = torch.tensor(1.0, dtype=torch.float64)
         if name == "negated lazily":
-            grad = torch._neg_view(grad)
+            grad, scale = torch._neg_view(grad), torch._neg_view(-scale)
         got = qcfs(kernels.qcfs, grad, (x, scale), levels=4)
         assert_equal(got, qcfs(functional.qcfs, grad, (x.contiguous(), scale), levels=4))
         if "channels last" in name or name == "transposed":

@@ -116,7 +116,9 @@ def test_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cases.check.__wrapped__("lmht", 2, 2, torch.float32, "cpu").startswith(f"{expected} differ")
 
 
-@pytest.mark.parametrize("case", cases.network_cases("cpu", torch.float32)[::2], ids=str)
+@pytest.mark.parametrize(
+    "case", [case for case in cases.network_cases("cpu", torch.float32) if case.mode == "inference"], ids=str
+)
 def test_every_network_has_its_contenders(case: cases.NetworkCase) -> None:
     """Those of an inference, which are all; a twin is made of each, also where it isn't exact."""
     case = dataclasses.replace(case, width=case.width / 4)

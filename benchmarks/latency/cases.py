@@ -247,7 +247,7 @@ class StepCase(NetworkCase):
             "lmht-T4": check("lmht", self.levels, 4, self.dtype, self.device),
         }
         reasons["lmht-evaluated"] = reasons["lmht"]
-        return {name: reason for name, reason in reasons.items() if reason}
+        return {name: reason for name, reason in reasons.items() if reason and name in self.names}
 
 
 Case = NeuronCase | NetworkCase

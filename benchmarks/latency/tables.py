@@ -242,7 +242,7 @@ def step_tables(run: Run) -> list[str]:
     }
     lines = ["## Whole steps", "", about[run.params["device"]], ""]
     names = {"relu": "ReLU ANN", "qcfs": "QCFS ANN", "lmht": "LM-HT, T = 2", "lmht-T4": "LM-HT, T = 4"}
-    names |= {"lmht-evaluated": "LM-HT, T = 2, evaluated"}  # as the harness does: forward passes and their predictions
+    names |= {"lmht-evaluated": "LM-HT, T = 2, and its predictions"}
     names |= {"spikingjelly-ilif": "SpikingJelly's ILIF, T = 2"}
     for (architecture, mode), group in steps.groupby(["architecture", "mode"], sort=False):
         one = group.iloc[0]
@@ -398,7 +398,7 @@ WHOLE_STEPS = [
     for name in STEPPED
 ]
 EVALUATION = Aim(
-    "ResNet-20, float32, T = 2: evaluation ÷ its forward passes",
+    "ResNet-20, inference, float32, T = 2: with the harness's predictions ÷ without",
     lambda run: run.ratio("lmht-evaluated", "times_lmht", **WHOLE_STEP | {"mode": "inference", "dtype": "float32"}),
     1.05,
 )

@@ -287,8 +287,7 @@ def over_images(values: np.ndarray, confidence: float) -> tuple[float, float]:
 def _not_learnt(
     part: Part, rows: dict[str, spec.Row], claims: Claims, results: Results, seeds: tuple[int, ...]
 ) -> tuple[str, str]:
-    """Which baseline has not learnt on the seeds compared, and of which it can't be told, as the head of ``claims.toml`` says;
-    each blank without one."""
+    """Which baseline has not learnt, and of which it can't be told, as the head of ``claims.toml`` says; each blank without one."""
     failed, unknown = "", ""
     accuracies = ("accuracy_pct", "ann_accuracy_pct")
     if part.minus == part.of and part.minus_metric not in accuracies:  # two metrics of one network, none a baseline
@@ -301,7 +300,7 @@ def _not_learnt(
         if cell is None or results.of_cell(cell).empty:
             continue
         reached, best = float(results.of_cell(cell)["test/final"].reindex(seeds).mean()), results.best_ann(cell)
-        if best is None:
+        if best is None or np.isnan(reached):
             unknown = f"no ANN was run to tell whether the baseline {row_id} has learnt"
         elif reached < best[0] - claims.learnt_within:
             kind = KINDS[best[1]].title

@@ -51,8 +51,11 @@ def _strides(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]
 
 
 def rows(x: Tensor, layout: tuple[int, ...]) -> Tensor:
-    """``x`` as ``[T, M]`` in the given memory order of a step: a view, or a copy where the steps of ``x`` aren't dense in it."""
-    x = x.resolve_neg()  # the kernels read memory, which holds the opposite of torch's lazy -x
+    """``x`` as ``[T, M]`` in the given memory order of a step: a view, or a copy where the steps of ``x`` aren't dense in it.
+
+    Here and below ``resolve_neg``: the kernels read memory, which holds the opposite of what torch negates lazily.
+    """
+    x = x.resolve_neg()
     same = all(size == 1 or a == b for size, a, b in zip(x.shape[1:], x.stride()[1:], layout[1:], strict=True))
     if not same:
         x = x.new_empty_strided(x.shape, layout).copy_(x)
@@ -64,9 +67,9 @@ def prepared(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
     """The arguments as the backends take them: matrices and vectors in the dtype that is computed in."""
     dtype, layout = compute_dtype(x), strides(x)
-    omega = None if omega is None else omega.detach().to(dtype).contiguous()
-    leak = leak.detach().to(dtype).expand(len(x), 1)[:, 0].contiguous()
-    v0 = v0.detach().to(dtype)
+    omega = None if omega is None else omega.detach().to(dtype).resolve_neg().contiguous()
+    leak = leak.detach().to(dtype).resolve_neg().expand(len(x), 1)[:, 0].contiguous()
+    v0 = v0.detach().to(dtype).resolve_neg()
     v0 = rows(v0[None], layout)[0] if v0.dim() else v0
     return rows(x, layout), omega, leak, v0, constants(theta, levels, dtype, x.device)
 
@@ -185,7 +188,7 @@ def _qcfs_backward(
 
 
 def _number(scale: Tensor, x: Tensor) -> Tensor:
-    return scale.detach().to(compute_dtype(x)).reshape(())
+    return scale.detach().to(compute_dtype(x)).resolve_neg().reshape(())
 
 
 def _alike(x: Tensor) -> Tensor:
@@ -256,5 +259,4 @@ def plain(x: Tensor) -> bool:
 
 def call(op: Any, x: Tensor, *rest: Any) -> Tensor:
     """The operator: on plain tensors without torch's way to a registered one, which costs more than a small layer."""
-    arguments = [a.resolve_neg() if isinstance(a, Tensor) else a for a in (x, *rest)]
-    return DIRECT[op].apply(*arguments) if plain(arguments[0]) else op(*arguments)
+    return DIRECT[op].apply(x, *rest) if plain(x) else op(x, *rest)
