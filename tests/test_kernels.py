@@ -193,23 +193,39 @@ def test_layouts(backend: str) -> None:
         "every other step": plain.repeat_interleave(2, 0)[::2],
         "expanded": plain[:1].expand(2, 3, 4, 5, 6),
         "static, channels last": last[:1].expand(2, 3, 4, 5, 6),
-        "negated lazily": torch._neg_view(plain),
     }
     for name, x in inputs.items():
         grad = dyadic(2, 3, 4, 5, 6)
         if name == "channels last":
             grad = torch.empty_strided(last.shape, last.stride(), dtype=grad.dtype).copy_(grad)
-        if name == "negated lazily":
-            grad, omega, leak = map(torch._neg_view, (grad, omega, leak))
         arguments = {"levels": 2, "theta": 0.5, "v0": 0.25}
-        if name == "negated lazily":
-            arguments["v0"] = torch._neg_view(dyadic())
         got = lmht(kernels.lmht, grad, (x, omega, leak), **arguments)
         assert_equal(got, lmht(functional.lmht, grad, (x.contiguous(), omega, leak), **arguments))
         if "channels last" in name:
             assert got[0].stride() == got[1].stride() == last.stride(), name
     static = lmht(kernels.lmht, plain[:1].expand(2, 3, 4, 5, 6), (plain, omega, leak), **arguments)
     assert_equal(static, lmht(functional.lmht, plain[:1].repeat(2, 1, 1, 1, 1), (plain, omega, leak), **arguments))
+
+
+@pytest.mark.parametrize("negated", ["x", "grad", "omega", "leak", "v0", "scale"])
+def test_what_torch_negates_lazily(backend: str, negated: str) -> None:
+    """A flag on memory that holds the opposite; one argument at a time, as torch itself resolves them all where x has it."""
+    for steps in (1, 2):
+        shapes = {"x": (steps, 301), "grad": (steps, 301), "omega": (steps, steps), "leak": (), "v0": (), "scale": ()}
+        a = {name: dyadic(*shape) for name, shape in shapes.items()} | {"scale": torch.tensor(1.0).double()}
+        a["leak"] += 3  # not 0, which is its own opposite
+        a["v0"] += 3
+        b = a | {negated: torch._neg_view(-a[negated])}
+        got, want = (
+            (
+                *lmht(
+                    kernels.lmht, one["grad"], (one["x"], one["omega"], one["leak"]), levels=8, theta=0.5, v0=one["v0"]
+                ),
+                *qcfs(kernels.qcfs, one["grad"], (one["x"], one["scale"]), levels=4),
+            )
+            for one in (b, a)
+        )
+        assert all(map(torch.equal, got, want))
 
 
 @pytest.mark.parametrize("shape", [(2, 0), (2, 3, 0, 4), (2,)])
@@ -302,7 +318,7 @@ def test_qcfs_random(backend: str, dtype: torch.dtype) -> None:
 
 
 def test_qcfs_layouts(backend: str) -> None:
-    plain = dyadic(3, 4, 5, 6)
+    plain, scale = dyadic(3, 4, 5, 6), torch.tensor(1.0, dtype=torch.float64)
     last = plain.contiguous(memory_format=torch.channels_last)
     inputs = {
         "channels last": last,
@@ -310,7 +326,6 @@ def test_qcfs_layouts(backend: str) -> None:
         "transposed": plain.transpose(0, 1),
         "sliced": torch.cat([plain, plain], 2)[:, :, :5],
         "expanded": plain[:1].expand(3, 4, 5, 6),
-        "negated lazily": torch._neg_view(plain),
         "none": plain[:0],
         "one number": plain[0, 0, 0, 0],
     }
@@ -318,9 +333,6 @@ def test_qcfs_layouts(backend: str) -> None:
         grad = dyadic(*x.shape)
         if name == "channels last":
             grad = grad.contiguous(memory_format=torch.channels_last)
-        scale = torch.tensor(1.0, dtype=torch.float64)
-        if name == "negated lazily":
-            grad, scale = torch._neg_view(grad), torch._neg_view(-scale)
         got = qcfs(kernels.qcfs, grad, (x, scale), levels=4)
         assert_equal(got, qcfs(functional.qcfs, grad, (x.contiguous(), scale), levels=4))
         if "channels last" in name or name == "transposed":

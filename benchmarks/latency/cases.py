@@ -171,9 +171,8 @@ class NetworkCase:
         activation, steps = known.get(name, (lambda: LMHT(self.levels, self.steps), self.steps))
         network: MultiStep = build(self.architecture, activation, classes=10, steps=steps, width=self.width)
         if name == "reparameterised":
-            network = reparameterize(
-                network, inexact=True
-            )  # attention and max-pools take as long in a twin that differs
+            # attention and max-pools take as long in a twin that differs
+            network = reparameterize(network, inexact=True)
         network = network.to(self.device).to(memory_format=torch.channels_last)
         return network.train(self.mode == "training step")
 
