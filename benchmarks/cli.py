@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated
 
@@ -224,7 +225,10 @@ def plan(
     if measure:
         unit = "hours"
         at_once = 1 if device != "cpu" else len(os.sched_getaffinity(0))
-        frame["hours"] = costs.hours(work, at_once, device)
+        try:
+            frame["hours"] = costs.hours(work, at_once, device)
+        except (TrainingError, BrokenProcessPool) as error:
+            raise fail(error) from error
     view = Table("table", "cell", "seeds", "training images", "GMACs an image", unit, title=f"profile {profile}")
     for (table, cell), lines in frame.groupby(["table", "cell"], sort=False):
         first = lines.iloc[0]

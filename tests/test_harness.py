@@ -1,5 +1,6 @@
 """The harness: strict specs, cells, the store, resuming, and errors that a newcomer can act on."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -11,9 +12,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import record, spec
+from benchmarks import data, record, spec
 from benchmarks.cli import app
 from benchmarks.run import evaluate, plan, schedule, train, workers
+from benchmarks.run.network import network_of
 from benchmarks.store import Store, StoreError
 from lmht import kernels
 
@@ -325,6 +327,23 @@ def test_operations_that_are_not_counted_are_logged(profile: spec.Profile, store
     (line,) = store.seeds().to_dict("records")
     assert line["ops/uncounted"] == 8
     assert len(line["tag.uncounted"].split(", ")) == 8
+
+
+def test_no_profile_trains_what_onednn_may_crash_on() -> None:
+    """Strided 1x1 convolutions of few channels in channels_last: torch 2.15 would crash on the last cell."""
+    small = spec.load_profile("paper-small")
+    with torch.device("meta"):
+        for table in spec.tables():
+            rows = [row for row in spec.load_spec(table).row if row.dataset in small.datasets]
+            for job in schedule.jobs_of({table: rows}, small, 1):
+                if job.cell.recipe.channels_last:
+                    shape = data.SIZES[job.cell.dataset]
+                    train.check_channels_last(network_of(job.cell, shape), job.cell.recipe, torch.device("cpu"))
+    (job,) = schedule.jobs_of({"table2": spec.select_rows("table2", spec.load_spec("table2"), ["4"])}, small, 1)
+    recipe = job.cell.recipe.model_copy(update={"channels_last": True})
+    refused = "ResNet-18.* 8 channels, .*set channels_last = false, or a width"
+    with pytest.raises(train.TrainingError, match=refused):
+        plan.hours([dataclasses.replace(job, cell=job.cell.model_copy(update={"recipe": recipe}))], 1, "cpu")
 
 
 def test_a_step_too_far_leaves_qcfs_scales_positive() -> None:

@@ -14,7 +14,7 @@ from benchmarks.data import SIZES, Size
 from benchmarks.run.evaluate import CONVERTED_STEPS
 from benchmarks.run.network import network_of, starting_network
 from benchmarks.run.schedule import Job
-from benchmarks.run.train import make_optimizer
+from benchmarks.run.train import TrainingError, check_channels_last, make_optimizer
 from benchmarks.spec import Cell
 from lmht.energy import count_operations
 from lmht.kernels import use_backend
@@ -84,6 +84,10 @@ def _seconds(cell: Cell, device: str) -> tuple[float, float]:
     fabric = Fabric(accelerator=device, devices=1, precision=recipe.precision)
     network = starting_network(cell, size)
     if recipe.channels_last:
+        try:
+            check_channels_last(network, recipe, fabric.device)
+        except TrainingError as error:
+            raise TrainingError(f"{cell.name}: {error}") from error
         network = network.to(memory_format=torch.channels_last)
     model, optimizer = fabric.setup(network, make_optimizer(network, recipe, fabric.device))
     frames = (cell.neuron.steps,) * size.frames

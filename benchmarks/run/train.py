@@ -152,6 +152,7 @@ def _train(
         if not before:
             at.extra, at.classes = compare_with_ann(source, network, whole_test, fabric.device, cell.float64_checks)
     if recipe.channels_last:
+        check_channels_last(network, recipe, fabric.device)
         network = network.to(memory_format=torch.channels_last)
     if devices > 1:
         network = together.synchronised(network, fabric.device)
@@ -291,6 +292,28 @@ def keep_scales_positive(scales: list[Tensor]) -> None:
     """Project QCFS's ``vartheta`` onto ``>= LEAST_SCALE``: its gradient sums over a layer, and an early step can overshoot."""
     if scales:
         torch._foreach_clamp_min_(scales, LEAST_SCALE)
+
+
+def check_channels_last(network: nn.Module, recipe: Recipe, device: torch.device) -> None:
+    """Refuse what makes oneDNN write a weight's float32 gradient from beyond its workspace: it crashes, hangs or is wrong.
+
+    Strided 1x1 convolutions of fewer channels than a vector holds, in channels_last (github.com/uxlfoundation/oneDNN/issues/6035;
+    a segmentation fault with torch 2.15 at 8 channels of 64x64 pixels). Narrower vectors allow fewer channels; what is refused is
+    the same on every CPU.
+
+    Raises:
+        TrainingError: names the convolution.
+    """
+    if device.type != "cpu" or recipe.precision != "32-true":
+        return
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d) and set(module.kernel_size) == {1} and max(module.stride) > 1:
+            channels = module.in_channels // module.groups
+            if channels < 16:
+                raise TrainingError(
+                    f"{name} is a strided 1x1 convolution of {channels} channels, whose float32 gradient can crash or be wrong in "
+                    f"channels_last on a CPU (oneDNN issue 6035): set channels_last = false, or a width that gives it 16"
+                )
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
