@@ -1,14 +1,17 @@
-"""What a torch version changes: results/compatibility.md.
+"""What a torch version changes: results/compatibility.csv and .md.
 
     python tests/compatibility.py measure NAME    trainings on the installed torch, into out/compatibility/NAME.json and .pt
-    python tests/compatibility.py page            the page, from those and from pytest's out/compatibility/NAME.xml
+    python tests/compatibility.py page            the record, renewed from those and from pytest's out/compatibility/NAME.xml, and
+                                                  the page, from the record
 
 Also the finding of that page: QCFS as it is usually published, with torch.clamp, loses its gradients where clamp's subgradient at a
 bound is 0, which torch changed between 2.13 and 2.14.
 """
 
 import argparse
+import csv
 import hashlib
+import io
 import json
 import platform
 import xml.etree.ElementTree as ElementTree
@@ -30,6 +33,8 @@ from benchmarks.spec import Cell, load_profile, load_spec, resolve, select_rows
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "out" / "compatibility"
+RECORD = ROOT / "results" / "compatibility.csv"
+REFERENCE = "torch215-py313"  # whose weights the others' are compared with
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "hypothesis", "mlflow", "lightning-fabric", "ray")
 LEVELS = (1, 2, 4, 8)
 SEEDS = (42, 43, 44)
@@ -102,55 +107,78 @@ def measure(name: str) -> None:
 
 
 def counts(path: Path) -> str:
-    """Passed, skipped and failed tests of a JUnit file."""
-    if not path.exists():
-        return "not run"
+    """Passed, skipped and failed tests of a JUnit file, and the day."""
     suite = ElementTree.parse(path).getroot()[0]
     total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
     failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
-    return f"{total - skipped - failed} passed, {skipped} skipped" + f", **{failed} failed**" * (failed > 0)
+    day = suite.get("timestamp", "")[:10]
+    return (
+        f"{total - skipped - failed} passed, {skipped} skipped" + f", **{failed} failed**" * (failed > 0) + f" ({day})"
+    )
 
 
-def page() -> str:
-    found = {path.stem: json.loads(path.read_text()) for path in OUT.glob("*.json")}
-    if not found:
-        raise SystemExit(f"nothing in {OUT}: run tox run -m torch first")
+def release(version: str) -> list[int]:
+    return [int(part) for part in version.split("+")[0].split(".")]
 
-    def order(name: str) -> tuple[bool, list[int]]:
-        return name == "lowest", [int(part) for part in found[name]["versions"]["torch"].split("+")[0].split(".")]
 
-    names = sorted(found, key=order)
-    reference = max(names, key=lambda name: order(name)[1])
-    base = torch.load(OUT / f"{reference}.pt", weights_only=True)
+def measured(path: Path) -> dict[str, str]:
+    """An environment's row, from its trainings; weights are compared with the reference's, where these are here."""
+    if not path.with_stem(REFERENCE).exists():
+        raise SystemExit(
+            f"{REFERENCE} was not measured here, and {path.stem}'s weights are compared with its: measure it too"
+        )
+    one = json.loads(path.read_text())
+    weights, base = (torch.load(path.with_name(f"{name}.pt"), weights_only=True) for name in (path.stem, REFERENCE))
+    largest = max(float((weights[key] - base[key]).abs().max()) for key in base)
+    return {
+        **{package: one["versions"][package] for package in ("torch", "torchvision", "triton")},
+        "python": one["python"],
+        "processor": f"{one['machine']} with {one['cpu']}",
+        "weights": "identical" if digest(weights) == digest(base) else f"differ by up to {largest:.2g}",
+        "clamp_gradient": ", ".join(f"{value:g}" for value in one["clamp_gradient_at_bounds"]),
+        **{f"Tq={n}": " / ".join(f"{mean(kind):.1f}" for kind in both) for n, both in one["accuracy"].items()},
+    }
+
+
+def renewed(rows: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The record, with what the environments left here since: a row has the newest that is known of each part."""
+    rows = {name: dict(row) for name, row in rows.items()}
+    for path in OUT.glob("*.json"):
+        rows[path.stem] = {"tests": "not run"} | rows.get(path.stem, {}) | measured(path)
+    for path in OUT.glob("*.xml"):
+        if path.stem not in rows:
+            raise SystemExit(
+                f"{path}: {path.stem} was tested, but not measured: tests/compatibility.py measure {path.stem}"
+            )
+        rows[path.stem]["tests"] = counts(path)
+    return dict(sorted(rows.items(), key=lambda row: (row[0] == "lowest", release(row[1]["torch"]))))
+
+
+def page(rows: dict[str, dict[str, str]]) -> str:
     columns = [f"Tq = {levels}: ours / clamp" for levels in LEVELS]
     table = ["| environment | torch | torchvision | triton | Python | theorems and tests | weights |", "|---" * 7 + "|"]
     clamps = [
         "| torch | clamp's gradient at its bounds | " + " | ".join(columns) + " |",
         "|---" * (2 + len(LEVELS)) + "|",
     ]
-    for name in names:
-        one = found[name]
-        weights = torch.load(OUT / f"{name}.pt", weights_only=True)
-        largest = max(float((weights[key] - base[key]).abs().max()) for key in base)
-        same = "identical" if one["sha256"] == found[reference]["sha256"] else f"differ by up to {largest:.2g}"
-        versions = " | ".join(one["versions"][package] for package in ("torch", "torchvision", "triton"))
-        table.append(f"| {name} | {versions} | {one['python']} | {counts(OUT / f'{name}.xml')} | {same} |")
-        cells = " | ".join(" / ".join(f"{mean(kind):.1f}" for kind in both) for both in one["accuracy"].values())
-        bounds = ", ".join(f"{value:g}" for value in one["clamp_gradient_at_bounds"])
-        clamps.append(f"| {one['versions']['torch']} | {bounds} | {cells} |")
-    processors = ", ".join(sorted({f"{one['machine']} with {one['cpu']}" for one in found.values()}))
+    shown = ("torch", "torchvision", "triton", "python", "tests", "weights")
+    for name, row in rows.items():
+        table.append(f"| {name} | " + " | ".join(row[column] for column in shown) + " |")
+        cells = [row["torch"], row["clamp_gradient"], *(row[f"Tq={levels}"] for levels in LEVELS)]
+        clamps.append("| " + " | ".join(cells) + " |")
+    processors = ", ".join(sorted({row["processor"] for row in rows.values()}))
     return PAGE.format(
-        seed=SEEDS[0], reference=reference, table="\n".join(table), clamps="\n".join(clamps), cpu=processors
+        seed=SEEDS[0], reference=REFERENCE, table="\n".join(table), clamps="\n".join(clamps), cpu=processors
     )
 
 
 PAGE = """\
 # What a torch version changes
 
-Written by `tests/compatibility.py page` from what `tests/compatibility.py measure` and pytest left in each environment of
-`tox run -m torch`. An environment resolves torch with everything else in one step, fails unless torch is the version in its
-name, trains, and runs `pytest theorems tests`; `lowest` has the lowest versions that pyproject.toml allows. Environments without
-a row were not measured.
+Written by `tests/compatibility.py page` from [compatibility.csv](compatibility.csv): what `tests/compatibility.py measure` and
+pytest found in each environment of `tox run -m torch`. An environment resolves torch with everything else in one step, fails
+unless torch is the version in its name, trains, and runs `pytest theorems tests`; `lowest` has the lowest versions that
+pyproject.toml allows. Environments without a row were not measured.
 
 {table}
 
@@ -181,7 +209,15 @@ def main() -> None:
     if options.command == "measure":
         measure(options.name)
     else:
-        write_text(ROOT / "results" / "compatibility.md", page())
+        with RECORD.open(newline="", encoding="utf-8") as file:
+            rows = renewed({row.pop("environment"): row for row in csv.DictReader(file)})
+        text = io.StringIO()
+        lines = [{"environment": name} | row for name, row in rows.items()]
+        out = csv.DictWriter(text, lines[0], lineterminator="\n")
+        out.writeheader()
+        out.writerows(lines)
+        write_text(RECORD, text.getvalue())
+        write_text(RECORD.with_suffix(".md"), page(rows))
 
 
 if __name__ == "__main__":
