@@ -6,6 +6,8 @@ import sys
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
+from tests import guards
+
 MINE = """
 from lmht import functional
 class Mine:
@@ -72,3 +74,10 @@ def test_the_suite_for_a_neuron_of_another_project(wheel: Path, tmp_path: Path) 
     done = run(wheel, tmp_path, *plain, "--statement", "Lemma A.1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "about the neuron (mine)" in done.stdout
+
+
+def test_each_test_of_a_fault_has_a_guard_that_can_be_taken_out() -> None:
+    """`tox run -e guards` takes each out, and sees the test fail."""
+    listed = guards.guards()
+    assert {guard.test for guard in listed} == guards.faults()
+    assert [guard for guard in listed if (guards.ROOT / guard.file).read_text().count(guard.was) != 1] == []
