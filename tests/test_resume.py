@@ -224,9 +224,10 @@ def test_a_signal_while_one_job_ends_and_another_waits_ends_the_command(
 
 
 def run(folder: Path, jobs: int = 1) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "benchmarks", "run", "table4", "--rows", "resnet20-tq4-l2t2-exact"]
+    words = [sys.executable, str(ROOT / "tests" / "small.py"), "run", "table4", "--rows", "resnet20-tq4-l2t2-exact"]
     words += ["--jobs", str(jobs), "--device", "cpu", "--state-dir", str(folder / "state")]
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/m.db", "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(ROOT), "SMALL_EPOCHS": "20"}  # some seconds: the signal comes in the first one
     return subprocess.Popen(
         words, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
