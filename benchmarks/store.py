@@ -209,8 +209,7 @@ class Store:
             query = f"tags.kind = 'seed' and tags.cell = '{cell.hash}' and tags.seed = '{seed}'"
             found = {run.info.run_id: run for run in self._search(query)}
             for run in found.values():
-                if run.info.status == "FINISHED" or (run.info.status == "RUNNING" and self.lease.alive(run)):
-                    raise ClaimedError(run)
+                self._check_free(run)
             for run_id, run in found.items():
                 if run.info.status == "RUNNING" and run_id != going_on:
                     self.pause(run_id)
@@ -244,13 +243,18 @@ class Store:
         return run.info.run_id, 0
 
     def _take_over(self, run: Run) -> None:
-        """Make another process's unfinished run this one's. A param never changes its value in MLflow: only one process gets it."""
+        """Make another process's unfinished run this one's. A param never changes its value in MLflow: only one process gets it.
+
+        A run is not read in one moment. Whoever gets the param marks the run as running, then the turn as taken; so one that has
+        read that mark, and asks for the status after it, knows.
+        """
         run_id, now = run.info.run_id, get_current_time_millis()
         turns = sum(name.startswith(f"{TAKEN}/") for name in run.data.params)
         whose, _, until = run.data.params.get(f"{TAKEN}/{turns}", "").rpartition(" until ")
-        under_way = run.data.tags.get(TAKEN, "0") != str(turns)  # somebody has the param, and not yet the tags
+        under_way = run.data.tags.get(TAKEN, "0") != str(turns)  # somebody has the param, and not yet the tag
         if under_way and at_work(whose.rpartition(" ")[0], until, until > str(now)):
             raise ClaimedError(run)
+        self._check_free(self.client.get_run(run_id))
         claim = f"{owner()} {uuid.uuid4().hex[:8]} until {now + ABANDONED}"
         try:
             self.client.log_param(run_id, f"{TAKEN}/{turns + 1}", claim)
@@ -258,10 +262,14 @@ class Store:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             raise ClaimedError(self.client.get_run(run_id)) from error
-        tags = self.lease.tags() | {TAKEN: str(turns + 1)}
         self.lease.take(run_id)
-        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in self.lease.tags().items()])
         self.client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
+        self.client.set_tag(run_id, TAKEN, str(turns + 1))
+
+    def _check_free(self, run: Run) -> None:
+        if run.info.status == "FINISHED" or (run.info.status == "RUNNING" and self.lease.alive(run)):
+            raise ClaimedError(run)
 
     def _settle(self, query: str, run_id: str) -> bool:
         """Whether a run just created, tagged unsettled, stays: several processes may have made one for the same thing at once.

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
 
@@ -149,6 +150,28 @@ def test_of_several_that_claim_one_seed_at_the_same_moment_one_gets_it(uri: str)
         if got[42] in one.lease.mine:
             one.pause(got[42])
     assert all_claim(got[42]) == {42: got[42]}  # now all have its state
+
+
+def test_a_run_is_taken_over_once_however_its_parts_are_read(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another process in the middle of the first one's taking, or one that has read its status before and its tags after."""
+    first, second = Store("digits", uri), Store("digits", uri)
+    seed = ("table1", cells()[0], 42, "cpu")
+    run_id, _ = first.open_seed(*seed)
+    first.pause(run_id)
+    (before,) = runs(uri)
+    update = first.client.update_run
+
+    def meanwhile(*arguments: Any) -> None:
+        with pytest.raises(ClaimedError):
+            second.open_seed(*seed, run_id)
+        update(*arguments)
+
+    monkeypatch.setattr(first.client, "update_run", meanwhile)
+    assert first.open_seed(*seed, run_id) == (run_id, 0)
+    (after,) = runs(uri)
+    monkeypatch.setattr(second, "_search", lambda query: [Run(before.info, after.data)])
+    with pytest.raises(ClaimedError):
+        second.open_seed(*seed, run_id)
 
 
 def test_a_process_that_died_while_it_took_a_run_over_is_no_obstacle(uri: str) -> None:
