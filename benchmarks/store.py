@@ -18,7 +18,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
-from benchmarks.lease import Lease, at_work, owner
+from benchmarks.lease import LASTS, Lease, at_work, owner
 from benchmarks.record import Epoch, Evaluation, Record, Result, pack, parse
 from benchmarks.spec import HERE, Cell, load_spec, tables
 from benchmarks.tracking import StoreError, connect, explained, tracking_uri, without_secrets
@@ -92,6 +92,12 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
         elif value is not None:
             flat[prefix + key] = str(value)
     return flat
+
+
+def _tagged(run: Run) -> float:
+    """When an unsettled run was made, or taken over (ms since 1970)."""
+    expires = run.data.tags.get("expires")
+    return int(expires) - 1000 * LASTS if expires else run.info.start_time
 
 
 class Store:
@@ -213,9 +219,10 @@ class Store:
             for run_id, run in found.items():
                 if run.info.status == "RUNNING" and run_id != going_on:
                     self.pause(run_id)
+            running = f"{query} and attributes.status = 'RUNNING'"
             if going_on in found:
                 assert going_on is not None
-                self._take_over(found[going_on])
+                self._take_over(found[going_on], running)
                 return going_on, len(self.client.get_metric_history(going_on, "epoch/loss"))
             experiment = self._experiment(table)
             parent = self._parent(experiment, cell)
@@ -235,18 +242,19 @@ class Store:
             self.lease.take(run.info.run_id)
             try:
                 self._log_params(run.info.run_id, flatten(cell.model_dump()) | {"seed": str(seed)})
-                if not self._settle(f"{query} and attributes.status = 'RUNNING'", run.info.run_id):
-                    raise ClaimedError(run)
+                if other := self._settle(running, run.info.run_id):
+                    self.client.delete_run(run.info.run_id)
+                    raise ClaimedError(other)
             except BaseException:
                 self.lease.release(run.info.run_id)
                 raise
         return run.info.run_id, 0
 
-    def _take_over(self, run: Run) -> None:
-        """Make another process's unfinished run this one's. A param never changes its value in MLflow: only one process gets it.
+    def _take_over(self, run: Run, query: str) -> None:
+        """Make another process's unfinished run this one's; ``query`` finds the seed's running ones.
 
-        A run is not read in one moment. Whoever gets the param marks the run as running, then the turn as taken; so one that has
-        read that mark, and asks for the status after it, knows.
+        A param never changes its value in MLflow: only one process gets it. A run is not read in one moment: whoever gets the param
+        marks the run as running, then the turn as taken; so one that has read that mark, and asks for the status after it, knows.
         """
         run_id, now = run.info.run_id, get_current_time_millis()
         turns = sum(name.startswith(f"{TAKEN}/") for name in run.data.params)
@@ -263,33 +271,42 @@ class Store:
                 raise
             raise ClaimedError(self.client.get_run(run_id)) from error
         self.lease.take(run_id)
-        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in self.lease.tags().items()])
-        self.client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
-        self.client.set_tag(run_id, TAKEN, str(turns + 1))
+        try:
+            tags = self.lease.tags() | {UNSETTLED: "true"}
+            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            self.client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
+            self.client.set_tag(run_id, TAKEN, str(turns + 1))
+            if other := self._settle(query, run_id):  # made at the same moment by a process without this one's state
+                self.pause(run_id)
+                raise ClaimedError(other)
+        except BaseException:
+            self.lease.release(run_id)
+            raise
 
     def _check_free(self, run: Run) -> None:
         if run.info.status == "FINISHED" or (run.info.status == "RUNNING" and self.lease.alive(run)):
             raise ClaimedError(run)
 
-    def _settle(self, query: str, run_id: str) -> bool:
-        """Whether a run just created, tagged unsettled, stays: several processes may have made one for the same thing at once.
+    def _settle(self, query: str, run_id: str) -> Run | None:
+        """To which run one just made or taken over, tagged unsettled, gives way: several processes may do so for one thing at once.
 
-        Each looks after it has created its own. One that sees a settled run, or an unsettled one of a smaller id, deletes its own;
-        one that sees only larger ones waits until they are gone; one that sees none is settled. So exactly one stays.
+        Each looks after it has tagged its own. One that sees a settled run, or an unsettled one of a smaller id, gives way and must
+        take its own out of the others' sight; one that sees only larger ones waits until they are gone; one that sees none is
+        settled. So exactly one stays.
         """
         while True:
+            now = get_current_time_millis()
             others = [
                 run
                 for run in self._search(query)
-                if run.info.run_id != run_id
-                and (UNSETTLED not in run.data.tags or get_current_time_millis() - run.info.start_time < ABANDONED)
+                if run.info.run_id != run_id and (UNSETTLED not in run.data.tags or now - _tagged(run) < ABANDONED)
             ]
-            if any(UNSETTLED not in run.data.tags or run.info.run_id < run_id for run in others):
-                self.client.delete_run(run_id)
-                return False
+            before = [run for run in others if UNSETTLED not in run.data.tags or run.info.run_id < run_id]
+            if before:
+                return before[0]
             if not others:
                 self.client.delete_tag(run_id, UNSETTLED)
-                return True
+                return None
             time.sleep(0.05)
 
     def look(self, run_id: str) -> Outcome:
@@ -554,8 +571,9 @@ class Store:
             parent = self.client.create_run(experiment, tags=tags)
             self._log_params(parent.info.run_id, flatten(cell.model_dump()))
             self.client.set_terminated(parent.info.run_id)
-            if self._settle(query, parent.info.run_id):
+            if not self._settle(query, parent.info.run_id):
                 break
+            self.client.delete_run(parent.info.run_id)
             time.sleep(0.05)
         return parent.info.run_id
 

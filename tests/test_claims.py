@@ -174,6 +174,25 @@ def test_a_run_is_taken_over_once_however_its_parts_are_read(uri: str, monkeypat
         second.open_seed(*seed, run_id)
 
 
+def test_one_with_a_state_and_one_without_do_not_both_train(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second makes a run of its own just before the first, which goes on in the old one, is marked as running."""
+    first, second = Store("digits", uri), Store("digits", uri)
+    seed = ("table1", cells()[0], 42, "cpu")
+    run_id, _ = first.open_seed(*seed)
+    first.pause(run_id)
+    update, made = first.client.update_run, []
+
+    def meanwhile(*arguments: Any) -> None:
+        made.append(second.open_seed(*seed)[0])
+        update(*arguments)
+
+    monkeypatch.setattr(first.client, "update_run", meanwhile)
+    with pytest.raises(ClaimedError) as caught:
+        first.open_seed(*seed, run_id)
+    assert [caught.value.run_id] == made
+    assert {run.info.run_id: run.info.status for run in runs(uri)} == {run_id: "KILLED", made[0]: "RUNNING"}
+
+
 def test_a_process_that_died_while_it_took_a_run_over_is_no_obstacle(uri: str) -> None:
     ours = Store("digits", uri)
     run_id, _ = ours.open_seed("table1", cells()[0], 42, "cpu")
