@@ -66,7 +66,7 @@ def tree() -> Iterator[Path]:
 def outcome(folder: Path, tests: list[str], limit: float | None = None) -> str:
     """Of tests in a tree: failed, passed, comes to no end, or what kept them from it."""
     words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--junitxml=out.xml"]
-    words += [f"tests/test_{test}" for test in tests]
+    words += [*["-n", "2"] * (len(tests) > 1), *(f"tests/test_{test}" for test in tests)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")}  # of this process
     environment |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "LMHT_SOAK": "1"}
     with (folder / "log").open("wb") as log:

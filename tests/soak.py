@@ -33,7 +33,7 @@ from benchmarks.store import Store, provenance
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("run", "table4", "--rows", "resnet20-tq4-l2t2-exact", "--jobs", "1", "--device", "cpu")
-FAULTS = ("resume", "tracking", "outages", "faults", "files", "together", "ray")  # files of tests
+FAULTS = ("resume", "claims", "tracking", "outages", "faults", "files", "together", "ray")  # files of tests
 Told = list[tuple[str, str, list[tuple[int, float]]]]
 
 
