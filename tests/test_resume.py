@@ -134,6 +134,7 @@ def pickled_code() -> bytes:
 def test_a_state_that_is_not_right_is_refused_by_name_and_the_one_before_is_used(
     damage: Any, words: str, cell: spec.Cell, undisturbed: tuple[Any, ...], tmp_path: Path
 ) -> None:
+    Path("/tmp/code-of-a-state-ran").unlink(missing_ok=True)  # of a run without the guard
     states = stopped_twice(cell, tmp_path)
     newest = sorted(Path(states.folder).iterdir())[-1]
     line, _, body = newest.read_bytes().partition(b"\n")
