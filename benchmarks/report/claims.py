@@ -257,7 +257,8 @@ def _judge(part: Part, claims: Claims, results: Results) -> Judged:
         return Judged(part, "not run", str(error), **common)
     seeds, mean = tuple(values.index), float(values.mean())
     few = f"{len(seeds)} seed" + "s" * (len(seeds) > 1) if len(seeds) < len(claims.seeds) else ""
-    failed, reason = _not_learnt(part, rows, claims, results, seeds)
+    failed, unknown = _not_learnt(part, rows, claims, results, seeds)
+    reason = ""
     if len(seeds) > 1:
         half = half_width(values, claims.confidence)
         low, high = mean - half, mean + half
@@ -269,11 +270,12 @@ def _judge(part: Part, claims: Claims, results: Results) -> Judged:
             low, high = over_images(_contrast(part, images_of), claims.confidence)
             verdict = part.judge(low, high)
         except _NotRunError:
-            low, high, verdict = float("nan"), float("nan"), "inconclusive"
-            reason = "; ".join(filter(None, ["no predictions to pair", reason]))
+            low, high, verdict, reason = float("nan"), float("nan"), "inconclusive", "no predictions to pair"
     keys = frozenset((cell.hash, seed) for cell in compared if cell for seed in seeds)
     common |= {"values": tuple(values), "seeds": seeds, "few": few, "keys": keys}
-    return Judged(part, "not testable" if failed else verdict, failed or reason, mean, low, high, **common)
+    if failed or unknown:
+        verdict, reason = ("not testable", failed) if failed else ("not run", unknown)
+    return Judged(part, verdict, reason, mean, low, high, **common)
 
 
 def over_images(values: np.ndarray, confidence: float) -> tuple[float, float]:
