@@ -4,7 +4,6 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated
 
@@ -227,7 +226,7 @@ def plan(
         at_once = 1 if device != "cpu" else len(os.sched_getaffinity(0))
         try:
             frame["hours"] = costs.hours(work, at_once, device)
-        except (TrainingError, BrokenProcessPool) as error:
+        except TrainingError as error:
             raise fail(error) from error
     view = Table("table", "cell", "seeds", "training images", "GMACs an image", unit, title=f"profile {profile}")
     for (table, cell), lines in frame.groupby(["table", "cell"], sort=False):

@@ -129,7 +129,7 @@ def main() -> None:
     chosen = [guard for guard in guards() if only in guard.test or only in guard.guard]
     with tree() as folder:
         if (found := outcome(folder, sorted({guard.test for guard in chosen}))) != "passes":
-            raise SystemExit(f"the tests don't pass as they are: {found}\n{(folder / 'log').read_text()[-3000:]}")
+            raise SystemExit(f"the tests don't pass as they are: {found}\n{(folder / 'log').read_text()[-20000:]}")
     with ThreadPoolExecutor(2) as pool:
         ends = list(pool.map(without, chosen))
     if bad := [guard.test for guard, end in zip(chosen, ends, strict=True) if end not in (FAILS, ENDLESS)]:

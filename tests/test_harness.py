@@ -1,6 +1,7 @@
 """The harness: strict specs, cells, the store, resuming, and errors that a newcomer can act on."""
 
 import dataclasses
+import multiprocessing
 import os
 import re
 import shutil
@@ -327,6 +328,21 @@ def test_operations_that_are_not_counted_are_logged(profile: spec.Profile, store
     (line,) = store.seeds().to_dict("records")
     assert line["ops/uncounted"] == 8
     assert len(line["tag.uncounted"].split(", ")) == 8
+
+
+def crash(*_: object) -> None:
+    os._exit(1)
+
+
+def test_a_process_that_crashes_while_a_plan_is_measured_is_one_error(
+    profile: spec.Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork = multiprocessing.get_context("fork")  # in which the replacement lives on
+    monkeypatch.setattr(plan.multiprocessing, "get_context", lambda kind: fork)
+    monkeypatch.setattr(plan, "_seconds", crash)
+    done = CliRunner().invoke(app, ["plan", "table1", "--profile", "digits", "--measure", "--device", "cpu"])
+    assert done.exit_code == 1
+    assert "a process that timed a cell crashed or was killed" in " ".join(done.output.split())
 
 
 def test_no_profile_trains_what_onednn_may_crash_on() -> None:

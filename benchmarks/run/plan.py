@@ -4,6 +4,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pandas as pd
 import torch
@@ -55,19 +56,30 @@ def plan(jobs: list[Job], tflops: float) -> pd.DataFrame:
 
 
 def hours(jobs: list[Job], parallel: int, device: str) -> list[float]:
-    """Hours of each job here, from a few batches of each cell, measured while `parallel` of them run side by side."""
+    """Hours of each job here, from a few batches of each cell, measured while `parallel` of them run side by side.
+
+    Raises:
+        TrainingError: a cell can't be trained here, or crashes.
+    """
     cells = list({job.cell.hash: job.cell for job in jobs}.values())
     with ProcessPoolExecutor(parallel, multiprocessing.get_context("spawn")) as pool:
-        costs = dict(zip([cell.hash for cell in cells], pool.map(_seconds, cells, [device] * len(cells)), strict=True))
-    found = []
+        try:
+            found = list(pool.map(_seconds, cells, [device] * len(cells)))
+        except BrokenProcessPool as error:
+            raise TrainingError(
+                "a process that timed a cell crashed or was killed, perhaps for want of memory (`dmesg` may tell); plan one table "
+                "after the other to see which, and lower its batch_size"
+            ) from error
+    costs = dict(zip([cell.hash for cell in cells], found, strict=True))
+    needed = []
     for job in jobs:
         cell, size = job.cell, SIZES[job.cell.dataset]
         step, look = costs[cell.hash]
         trained = round((1 - cell.recipe.validation) * size.train)
         seen = min(trained, cell.recipe.epoch_images or trained)
         looked = cell.recipe.epochs * (size.train - trained + size.test) + _last_passes(cell) * size.test
-        found.append((cell.recipe.epochs * seen * step + looked * look) / 3600)
-    return found
+        needed.append((cell.recipe.epochs * seen * step + looked * look) / 3600)
+    return needed
 
 
 def _last_passes(cell: Cell) -> int:
