@@ -2,8 +2,8 @@
 
     python tests/guards.py [--only WORDS]    WORDS: of those whose test or words hold them; the others' outcomes stay as they are
 
-Each guard is taken out of a copy of the tree, where its test must fail, or come to no end; a test that can't be run (an error
-before it, a skip) proves nothing, and neither does one that also fails with the guard: all tests run once without a change.
+Each guard is taken out of a copy of the tree, where its test must fail, or come to no end; one that is skipped or can't be
+collected proves nothing, and neither does one that also fails with the guard: all tests run once without a change.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def outcome(folder: Path, tests: list[str], limit: float | None = None) -> str:
         finally:
             subprocess.run(["pkill", "-KILL", "-f", str(folder)], check=False)  # and all that it has started
     if process.returncode == 1:
-        return FAILS  # the test, or what is run for it; had it not been collected, the code would be another
+        return FAILS  # the test, or a fixture of it; pytest says 2 if it is not collected
     cases = list(ElementTree.parse(folder / "out.xml").getroot().iter("testcase"))
     skipped = sum(case.find("skipped") is not None for case in cases)
     return (

@@ -345,7 +345,7 @@ def test_a_process_that_crashes_while_a_plan_is_measured_is_one_error(
     assert "a process that timed a cell crashed or was killed" in " ".join(done.output.split())
 
 
-def test_no_profile_trains_what_onednn_may_crash_on() -> None:
+def test_no_profile_trains_what_onednn_may_crash_on(tmp_path: Path) -> None:
     """Strided 1x1 convolutions of few channels in channels_last: torch 2.15 would crash on the last cell."""
     small = spec.load_profile("paper-small")
     with torch.device("meta"):
@@ -360,6 +360,10 @@ def test_no_profile_trains_what_onednn_may_crash_on() -> None:
     refused = "ResNet-18.* 8 channels, .*set channels_last = false, or a width"
     with pytest.raises(train.TrainingError, match=refused):
         plan.hours([dataclasses.replace(job, cell=job.cell.model_copy(update={"recipe": recipe}))], 1, "cpu")
+    cell = spec.resolve(spec.load_spec("table1").row[2], spec.load_profile("digits"))
+    cell = cell.model_copy(update={"recipe": cell.recipe.model_copy(update={"channels_last": True})})
+    with pytest.raises(train.TrainingError, match="strided 1x1 convolution of 8 channels"):
+        next(train.run_cell(cell, 42, root=tmp_path, device="cpu", out=tmp_path / "c.pt"))
 
 
 def test_a_step_too_far_leaves_qcfs_scales_positive() -> None:
