@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from lmht.surrogate import fire
+from lmht.surrogate import fire, once
 
 
 def integrate_and_fire(
@@ -115,20 +114,33 @@ def lmht(
 
 
 class _QCFS(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, levels: int) -> Tensor:
-        level = (x * levels / scale + 0.5).floor()
-        mask = (level >= 0) & (level <= levels)
-        out = scale / levels * level.clamp(0, levels)
-        ctx.save_for_backward(x, scale, mask, out)
-        return out
+    generate_vmap_rule = True
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def forward(x: Tensor, scale: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+        level = (x * levels / scale + 0.5).floor()
+        return scale / levels * level.clamp(0, levels), (level >= 0) & (level <= levels)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+        out, mask = output
+        ctx.mark_non_differentiable(mask)
+        ctx.save_for_backward(*inputs[:2], mask, out)
+        ctx.save_for_forward(*inputs[:2], mask, out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor, Tensor, None]:
         x, scale, mask, out = ctx.saved_tensors
         grad_x = grad * mask
-        return grad_x, ((grad * out - grad_x * x).sum() / scale).reshape(scale.shape), None
+        grad_scale = ((grad * out - grad_x * x).sum() / scale).reshape(scale.shape)
+        return once(grad_x, x, scale), once(grad_scale, x, scale), None
+
+    @staticmethod
+    def jvp(ctx: Any, x_tangent: Tensor | None, scale_tangent: Tensor | None, _: None) -> tuple[Tensor, None]:
+        x, scale, mask, out = ctx.saved_tensors
+        parts = [] if x_tangent is None else [x_tangent * mask]
+        parts += [] if scale_tangent is None else [scale_tangent * (out - mask * x) / scale]
+        return once(sum(parts[1:], parts[0]), x, scale), None
 
 
 def qcfs(x: Tensor, *, levels: int, scale: float | Tensor) -> Tensor:
@@ -146,7 +158,7 @@ def qcfs(x: Tensor, *, levels: int, scale: float | Tensor) -> Tensor:
         ValueError: an argument is outside its range or the input holds NaN.
     """
     check_floating(x)
-    return _QCFS.apply(x.to(compute_dtype(x)), checked_scale(x, levels, scale), levels).to(x.dtype)
+    return _QCFS.apply(x.to(compute_dtype(x)), checked_scale(x, levels, scale), levels)[0].to(x.dtype)
 
 
 def checked_scale(x: Tensor, levels: int, scale: float | Tensor, value: bool = True) -> Tensor:
@@ -224,5 +236,13 @@ def check_arguments(
 
 
 def symbolic(x: Tensor) -> bool:
-    """Whether a tensor has no values to look at: a compiler traces, or it is a meta or fake tensor."""
-    return torch.compiler.is_compiling() or x.is_meta or isinstance(x, torch._subclasses.FakeTensor)
+    """Whether a tensor has no values to look at: a compiler traces, it is a meta or fake tensor, or torch.func has wrapped it."""
+    traced = torch.compiler.is_compiling() or transformed()
+    return traced or x.is_meta or isinstance(x, torch._subclasses.FakeTensor)
+
+
+def transformed() -> bool:
+    """Whether one of torch.func's transforms (``grad``, ``vmap``, ``jvp``, ...) looks on, or forward-mode differentiation."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0

@@ -4,22 +4,53 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+
+class _Once(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, *at: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Tensor:
+        raise RuntimeError("a surrogate gradient is once_differentiable: it has no derivative of its own")
+
+    jvp = backward
+
+
+def once(grad: Tensor, *at: Tensor) -> Tensor:
+    """A surrogate gradient and the tensors that it is taken at; whoever differentiates it by them is refused, torch.func too."""
+    return _Once.apply(grad, *at)
 
 
 class _Fire(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, m: Tensor, theta: float, levels: int, amplitude: float) -> Tensor:
-        ctx.save_for_backward(m)
-        ctx.theta, ctx.levels, ctx.slope = theta, levels, amplitude / theta
+    def forward(m: Tensor, theta: float, levels: int, amplitude: float) -> Tensor:
         # theta as a tensor: CUDA divides by a Python number as a product with its reciprocal, which misses ties
         return (m / m.new_full((), theta)).floor().clamp(0, levels) * amplitude
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, int, float], output: Tensor) -> None:
+        m, ctx.theta, ctx.levels, amplitude = inputs
+        ctx.slope = amplitude / ctx.theta
+        ctx.save_for_backward(m)
+        ctx.save_for_forward(m)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Fire.jvp(ctx, grad), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         (m,) = ctx.saved_tensors
-        return grad * surrogate_window(m, theta=ctx.theta, levels=ctx.levels) * ctx.slope, None, None, None
+        return once(tangent * surrogate_window(m, theta=ctx.theta, levels=ctx.levels) * ctx.slope, m)
 
 
 def fire(m: Tensor, *, theta: float, levels: int, amplitude: float = 1.0) -> Tensor:

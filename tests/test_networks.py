@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 import lmht
 from lmht.energy import count_operations
@@ -198,3 +199,21 @@ def test_unknown_names_are_errors() -> None:
         build("ResNet-50", nn.ReLU, classes=3)
     with pytest.raises(ValueError, match="stem must be 'small', 'imagenet' or 'imagenet-avg', got 'large'"):
         build("ResNet-18", nn.ReLU, classes=3, stem="large")
+
+
+@pytest.mark.parametrize("architecture", ["ResNet-20", "Transformer-4-384"])
+def test_per_sample_gradients(architecture: str) -> None:
+    """By torch.func, all at once, as by one backward pass for each image."""
+    torch.manual_seed(0)
+    net = build(architecture, lambda: lmht.LMHT(2, 2), classes=10, steps=2, width=0.25).double().eval()
+    images, labels = torch.randn(3, 3, 32, 32, dtype=torch.float64), torch.tensor([1, 2, 3])
+    names, values = zip(*net.named_parameters(), strict=True)
+
+    def loss(values: tuple[Tensor, ...], image: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(net, dict(zip(names, values, strict=True)), (image[None],))
+        return nn.functional.cross_entropy(logits, label[None])
+
+    together = vmap(grad(loss), (None, 0, 0))(values, images, labels)
+    for i, one in enumerate(zip(images, labels, strict=True)):
+        for got, wanted in zip(together, torch.autograd.grad(loss(values, *one), values), strict=True):
+            torch.testing.assert_close(got[i], wanted, rtol=1e-9, atol=1e-13)

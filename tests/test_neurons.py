@@ -7,10 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jvp, vmap
 
 import lmht
 from lmht import functional
+from lmht.kernels import use_backend
 from lmht.neurons import Neuron
+from lmht.surrogate import fire
 
 NEURONS = [
     lmht.IF(3),
@@ -53,6 +57,17 @@ def test_the_sigmoid_form_cannot_reach_the_identity_and_the_free_form_holds_it()
     assert bounded()[0].max() <= 2 / 4
     assert torch.equal(lmht.FreeTGIM(4, "identity")()[0], torch.eye(4))
     assert torch.equal(lmht.FreeTGIM(4, "uniform")()[0], torch.full((4, 4), 0.25))
+
+
+def test_one_step() -> None:
+    for tgim in (lmht.SigmoidTGIM(1), lmht.FreeTGIM(1, "uniform"), lmht.FreeTGIM(1, "identity")):
+        assert lmht.LMHT(2, 1, tgim=tgim)(torch.tensor([0.5, 1.0, 2.5])).tolist() == [0, 1, 2]
+
+
+def test_the_quotient_is_rounded_before_it_is_floored() -> None:
+    """1 / 0.1 is 10 in floating point, and 10 spikes are fired; the multiple of the float 0.1 that 1 reaches is the ninth."""
+    assert 1.0 // 0.1 == 9
+    assert fire(torch.ones(1, dtype=torch.float64), theta=0.1, levels=16).tolist() == [10]
 
 
 @pytest.mark.parametrize("make", [lambda: lmht.SigmoidTGIM(2), lambda: lmht.FreeTGIM(2, "identity")])
@@ -193,6 +208,51 @@ def test_a_second_derivative_is_refused(call) -> None:
         gradient.sum().backward()
 
 
+SMOOTH = [*NEURONS, lmht.MHT(2, 3, temporal_gradient=False), lmht.QCFS(4)]
+
+
+@pytest.mark.parametrize("module", SMOOTH, ids=repr)
+@pytest.mark.parametrize("width", [5, 8192])  # of 8192 and without a transform, the fused operators
+def test_torch_func_differentiates_as_autograd_does(module: nn.Module, width: int) -> None:
+    module = copy.deepcopy(module).double()
+    x, upstream, tangent = torch.randn(3, 6, width, generator=torch.Generator().manual_seed(0)).double()
+    names, values = zip(*module.named_parameters(), strict=True) if [*module.parameters()] else ((), ())
+    tangents = (tangent, *(torch.full_like(value, 0.5) for value in values))
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        return functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+    def loss(x: Tensor, upstream: Tensor, *values: Tensor) -> Tensor:
+        return (run(x, *values) * upstream).sum()
+
+    x.requires_grad_()
+    expected = torch.autograd.grad((module(x) * upstream).sum(), (x, *values))
+    x = x.detach()
+    everything = (0, *range(2, 2 + len(values)))
+    for got, wanted in zip(grad(loss, everything)(x, upstream, *values), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=0)
+    out, forward = jvp(run, (x, *values), tangents)
+    assert torch.equal(out, module(x))
+    with forward_ad.dual_level():
+        alone = forward_ad.unpack_dual(module(forward_ad.make_dual(x, tangent))).tangent
+    assert torch.equal(alone, jvp(module, (x,), (tangent,))[1])
+    reverse = sum((g * t).sum() for g, t in zip(expected, tangents, strict=True))
+    torch.testing.assert_close((forward * upstream).sum(), reverse, rtol=1e-12, atol=1e-12)
+    apart = vmap(grad(loss), (-1, -1, *(None for _ in values)), -1)(x, upstream, *values)  # a gradient a unit
+    torch.testing.assert_close(apart, expected[0], rtol=1e-12, atol=0)
+    assert torch.equal(vmap(run, (-1, *(None for _ in values)), -1)(x, *values), out)
+
+
+@pytest.mark.parametrize("module", SMOOTH, ids=repr)
+def test_torch_func_is_refused_what_autograd_is(module: nn.Module) -> None:
+    x = torch.full((6, 2), 0.75)
+    for second in (grad(lambda x: grad(lambda x: module(x).square().sum())(x).sum()), hessian(module)):
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            second(x)
+    with use_backend("compiled"), pytest.raises(ValueError, match=r"no rules for torch\.func's transforms and"):
+        jvp(module, (x,), (x,))
+
+
 def test_infinities_of_both_signs_are_no_nan() -> None:
     x = torch.tensor([[float("inf")], [-float("inf")]])
     assert functional.qcfs(x, levels=2, scale=1.0).flatten().tolist() == [1, 0]
@@ -222,11 +282,15 @@ def _lmht(x: Tensor, **changes) -> Tensor:
                 lambda scale=scale: functional.qcfs(torch.ones(2), levels=2, scale=scale),
                 f"scale must be finite and > 0, got {scale}",
             )
-            for scale in (-1.0, 0.0, float("inf"))
+            for scale in (-1.0, 0.0, float("inf"), float("nan"))
         ),
         (
             lambda: functional.qcfs(torch.ones(2), levels=2, scale=torch.ones(2)),
             "scale must be one number, got a tensor of shape (2,)",
+        ),
+        (
+            lambda: functional.qcfs(torch.ones(2), levels=2, scale=torch.ones(0)),
+            "scale must be one number, got a tensor of shape (0,)",
         ),
         (lambda: lmht.LMHT(2, 2, tgim=lmht.SigmoidTGIM(3)), "the T-GIM is for 3 steps, the neuron has steps = 2"),
         (lambda: lmht.FreeTGIM(2, "zero"), "start must be 'uniform' or 'identity', got 'zero'"),
@@ -240,6 +304,10 @@ def _lmht(x: Tensor, **changes) -> Tensor:
         (lambda: _lmht(torch.ones(2, 2), leak=torch.ones(2)), "there is none a channel"),
         (
             lambda: functional.mht(torch.ones(2, 2), levels=2, theta=1.0, leak=torch.ones(2)),
+            "leak must be a number, got",
+        ),
+        (
+            lambda: functional.mht(torch.ones(2, 2), levels=2, theta=1.0, leak=torch.ones(2, 1)),
             "leak must be a number, got",
         ),
         (

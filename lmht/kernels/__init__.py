@@ -53,7 +53,8 @@ def use_backend(name: str) -> Iterator[None]:
 def backend_for(x: Tensor) -> str:
     """The backend that ``x [T, ...]`` gets: the one asked for, else the fastest one for its device, dtype and size.
 
-    CUDA: ``triton``. CPU: ``compiled`` from 32768 elements on, if there is a C++ compiler. Everything else, and T > 64: ``eager``.
+    CUDA: ``triton``. CPU: ``compiled`` from 32768 elements on, if there is a C++ compiler. Everything else, T > 64, and
+    under ``torch.func``'s transforms (``grad``, ``vmap``, ``jvp``, ...): ``eager``.
     A network under ``torch.compile`` keeps the choice that held when it was compiled.
 
     Raises:
@@ -64,7 +65,8 @@ def backend_for(x: Tensor) -> str:
         if reason := _missing(asked, x):
             raise ValueError(f"backend {asked!r} can't run on this input: {reason}; leave the choice to 'auto'")
         return asked
-    if not (x.is_cuda or x.device.type == "cpu") or x.dtype not in DTYPES or not 1 <= _steps(x) <= MOST_STEPS:
+    no_kernel = not (x.is_cuda or x.device.type == "cpu") or x.dtype not in DTYPES or not 1 <= _steps(x) <= MOST_STEPS
+    if no_kernel or functional.transformed():
         return "eager"
     fused = "triton" if x.is_cuda else "compiled"
     if fused == "compiled" and not torch.compiler.is_compiling() and x.numel() < WORTH_COMPILING:
@@ -153,6 +155,8 @@ def _missing(backend: str, x: Tensor) -> str | None:
     """Why the backend can't run on this input, or None."""
     if backend == "eager":
         return None
+    if functional.transformed():
+        return "it has no rules for torch.func's transforms and forward-mode differentiation"
     if x.dtype not in DTYPES:
         return f"it has no {x.dtype}"
     if not 1 <= _steps(x) <= MOST_STEPS:

@@ -254,7 +254,7 @@ DIRECT: dict[Any, Any] = {fire: _Fire, qcfs: _Qcfs}
 def plain(x: Tensor) -> bool:
     """Whether nobody but autograd looks on: a tensor of its values, without a tracer, a transform or a dispatch mode."""
     seen = type(x) not in (Tensor, nn.Parameter) or symbolic(x) or torch.jit.is_tracing() or x.is_neg()
-    return not (seen or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
+    return not (seen or torch._C._len_torch_dispatch_stack())
 
 
 def call(op: Any, x: Tensor, *rest: Any) -> Tensor:
