@@ -20,6 +20,7 @@ import tomllib
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cosmic_ray.commands import init
@@ -27,7 +28,7 @@ from cosmic_ray.mutating import use_mutation
 from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkResult
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "out" / "mutants"
@@ -71,7 +72,9 @@ def test() -> int:
         signal.alarm(LIMIT)
         os.dup2(os.open(OUT / "last.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.dup2(1, 2)
-        settings.register_profile("mutants", max_examples=EXAMPLES, derandomize=True, database=None, deadline=None)
+        phases = [Phase.explicit, Phase.generate]  # that it fails is enough, however large the example
+        options: dict[str, Any] = {"derandomize": True, "database": None, "deadline": None, "phases": phases}
+        settings.register_profile("mutants", max_examples=EXAMPLES, **options)
         plugins = ["-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin", "--hypothesis-profile=mutants"]
         code = pytest.main(["-x", "-q", *plugins, *TESTS])
         ours = importlib.import_module("lmht").__file__ or ""

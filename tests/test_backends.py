@@ -19,7 +19,9 @@ def test_theorems(backend: str) -> None:
         pytest.skip("no C++ compiler")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    runs: list[tuple[list[str], dict[str, str]]] = [(["theorems", "--impl", f"lmht.kernels.impl:{backend}"], {})]
+    runs: list[tuple[list[str], dict[str, str]]] = [
+        (["theorems", "--no-conventions", "--impl", f"lmht.kernels.impl:{backend}"], {})
+    ]
     if backend == "compiled":  # whole networks take the interpreter many minutes
         runs.append((["theorems/test_networks.py"], {"LMHT_BACKEND": backend}))
     for what, chosen in runs:

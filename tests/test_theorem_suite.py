@@ -29,6 +29,7 @@ CANNOT_BE_ASKED = {
     "no_levels": "unexpected keyword argument 'levels'",
     "NeedsAnObject": "is a class, not an object: write mine = NeedsAnObject() and pass tests.neurons.foreign:mine",
 }
+SIGMOID = ("--impl", "tests.neurons.foreign:sigmoid")
 # neuron -> its convention's name, part of its smallest example, and what the suite has to say about some statements
 OTHER_CONVENTIONS: dict[str, tuple[str, str, dict[str, str]]] = {
     "hard_reset": (
@@ -141,6 +142,15 @@ def test_a_convention_fails_where_that_is_asked_or_the_rest_was_not(
     run = theorems("theorems", *chosen, stricter, "--impl", "tests.neurons.foreign:clamped")
     assert run.code == pytest.ExitCode.TESTS_FAILED, run.output
     assert "exit code 0" not in run.output
+
+
+@pytest.mark.parametrize("arguments", [["-p", "tests.neurons.swapped"], ["--no-conventions", *SIGMOID]])
+def test_where_no_convention_is_allowed_the_papers_is_asked(arguments: list[str]) -> None:
+    """Of our own neuron always; whatever else is asked, nothing is skipped for a convention's sake."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "theorems/test_gradients.py", *arguments]
+    done = subprocess.run([*command, "-k", "window_edges"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
+    assert "skipped" not in done.stdout
 
 
 def test_only_what_a_convention_explains_is_forgiven() -> None:

@@ -11,7 +11,7 @@ USAGE = """usage: lmht-theorems MODULE:OBJECT [options of pytest]
 Asks the object every statement of the paper: one line a statement, one failure a statement.
   --statement NAME   only this one; may be repeated
   --no-gradients     ask for no gradient
-  --no-conventions   a known convention (hard reset, > instead of >=, ...) fails too
+  --no-conventions   ask for the paper's conventions alone: a known one (hard reset, > instead of >=, ...) fails too
   --report FILE      write the verdicts as Markdown
   -n 4               on so many processes
   --tb=long          every failure as pytest prints it

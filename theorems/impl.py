@@ -64,8 +64,9 @@ DEFAULT = "theorems.impl:eager"
 class Loaded:
     """An implementation as the tests see it: a method that it lacks skips the test instead of failing it."""
 
-    def __init__(self, target: str, gradients: bool = True) -> None:
-        self.target, self.gradients = target, gradients
+    def __init__(self, target: str, gradients: bool = True, strict: bool = False) -> None:
+        """``strict``: whatever its conventions, it is asked for the paper's."""
+        self.target, self.gradients, self.strict = target, gradients, strict
         module, _, name = target.partition(":")
         if not module or not name:
             raise pytest.UsageError(f"--impl must be MODULE:OBJECT, such as {DEFAULT}, got {target!r}")
@@ -161,10 +162,10 @@ class Loaded:
         return recognise(self)
 
     def rules(self, method: str) -> Rules:
-        return self.conventions.rules.get(method, PAPER)
+        return PAPER if self.strict else self.conventions.rules.get(method, PAPER)
 
     def has(self, convention: str) -> bool:
-        return convention in self.conventions.lines
+        return not self.strict and convention in self.conventions.lines
 
     def follows(self, convention: str) -> None:
         """Skip a test that has nothing to say about a neuron of another convention."""
@@ -173,5 +174,5 @@ class Loaded:
 
     def follows_the_paper(self, why: str) -> None:
         """Skip a test that has nothing to say about a neuron that isn't, forward, the paper's."""
-        if any(rules != PAPER for method, rules in self.conventions.rules.items() if method != "qcfs"):
+        if any(self.rules(method) != PAPER for method in self.conventions.rules if method != "qcfs"):
             pytest.skip(why)

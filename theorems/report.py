@@ -180,7 +180,8 @@ class StatementReport:
                 word, why = self.verdict(name, subject)
                 yield cut(f"{name:<24}{word:<12}{why}")
             if subject == NEURON and self.conventions:
-                yield "Its conventions (Eqs. 1-9 are asked with them, every other statement as the paper has it):"
+                asked = "Every" if self.strict else "Eqs. 1-9 are asked with them, every other"
+                yield f"Its conventions ({asked} statement{' is asked' * self.strict} as the paper has it):"
                 yield from (f"  {line}" for line in self.conventions)
                 if self.only_conventions:
                     yield "Nothing else fails: exit code 0. With --no-conventions it is 1."
@@ -265,7 +266,7 @@ class StatementReport:
         if self.conventions:
             lines += [
                 "",
-                "Conventions of the neuron, with which Eqs. 1-9 are asked:",
+                f"Conventions of the neuron{'' if self.strict else ', with which Eqs. 1-9 are asked'}:",
                 "",
                 *(f"- {c}" for c in self.conventions),
             ]
