@@ -44,7 +44,7 @@ def to_lmht(
 
     Args:
         network: trained network with QCFS activations, any module that torch.fx can trace, from one tensor ``[N, ...]`` to another;
-            it is not changed. What DataParallel, DistributedDataParallel or torch.compile wrapped is taken out.
+            it is not changed. What DataParallel, DistributedDataParallel, AveragedModel or torch.compile wrapped is taken out.
         levels: ``L``.
         steps: ``T``.
         start: ``exact`` takes ``theta = vartheta / L`` and scales nothing: at ``L * T = Tq`` the result is the quantised ANN

@@ -170,8 +170,11 @@ class _Tracer(fx.Tracer):
         return leaf or super().is_leaf_module(m, module_qualified_name)
 
 
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+
+
 def unwrap(network: nn.Module) -> nn.Module:
-    """The network inside DataParallel, DistributedDataParallel and what torch.compile returns.
+    """The network inside DataParallel, DistributedDataParallel, AveragedModel and what torch.compile returns.
 
     Raises:
         ValueError: it is no module, or TorchScript, of which there is no way back.
@@ -180,7 +183,7 @@ def unwrap(network: nn.Module) -> nn.Module:
         raise ValueError(f"the network must be a torch.nn.Module, got {network!r}")
     if isinstance(network, torch.jit.ScriptModule):
         raise ValueError(f"{network.original_name} is TorchScript; give the tools the module that it was made from")
-    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+    if isinstance(network, WRAPPERS):
         return unwrap(network.module)
     compiled = network._modules.get("_orig_mod")
     return network if compiled is None else unwrap(compiled)

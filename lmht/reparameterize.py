@@ -54,8 +54,8 @@ def reparameterize(network: nn.Module, *, inexact: bool = False) -> MultiStep:
 
     Args:
         network: :class:`~lmht.networks.MultiStep` (or :class:`~lmht.networks.Network`) of :class:`~lmht.neurons.LMHT` or
-            :class:`~lmht.neurons.MHT` neurons that share L and T, also inside DataParallel, DistributedDataParallel or what
-            torch.compile returns; not changed.
+            :class:`~lmht.neurons.MHT` neurons that share L and T, also inside DataParallel, DistributedDataParallel,
+            AveragedModel or what torch.compile returns; not changed.
         inexact: take operations between two neurons that are not affine (a max-pool): the spikes then differ.
 
     Raises:

@@ -189,6 +189,15 @@ def test_the_chain_through_time(current, upstream, kept: list[float], detached: 
         assert x.grad.tolist() == expected
 
 
+def test_a_spike_counts_one_and_what_it_passes_on_theta() -> None:
+    """Eq. 8 is about s * theta; the slope of s itself is 1 / theta."""
+    for theta in (0.25, 2.0):
+        x = torch.tensor([theta], dtype=torch.float64, requires_grad=True)
+        spikes, potentials = functional.mht(x, levels=2, theta=theta, leak=torch.tensor(0.5))
+        for part, slope in ((spikes, 1 / theta), (potentials, 0), (_lmht(x, theta=theta, omega=torch.eye(1)), 1)):
+            assert torch.autograd.grad(part.sum(), x, retain_graph=True)[0].tolist() == [slope]
+
+
 def test_a_leak_a_step() -> None:
     """v(1) = 1/2 is kept whole, v(2) = 3/4 half: m(3) = 3/8 + 3/4 fires; with the first step's leak it would be 3/2."""
     x = torch.tensor([0.5, 0.25, 0.75], dtype=torch.float64)
