@@ -144,7 +144,7 @@ def count_operations(network: nn.Module, images: Tensor) -> Operations:
 
     Args:
         network: an SNN (:class:`~lmht.networks.MultiStep` or :class:`~lmht.networks.Network`) or any ANN that torch.fx can trace,
-            also inside DataParallel, DistributedDataParallel, AveragedModel or what torch.compile returns; modules keep their modes.
+            also inside DataParallel, DistributedDataParallel, AveragedModel or what torch.compile returns; modes are kept.
         images: ``[N, ...]`` (or frames ``[T, N, ...]``), N >= 1.
 
     Raises:
