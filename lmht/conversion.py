@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from lmht import functional
-from lmht.graph import Kind, Step, check_affine, check_unchanged, flow, unwrap
+from lmht.graph import Kind, Step, check_affine, check_same, check_unchanged, copied, flow, unwrap
 from lmht.networks.base import MultiStep, Network, check_neurons
-from lmht.neurons import IF, LMHT, QCFS
+from lmht.neurons import IF, LMHT, QCFS, Neuron
 from lmht.tgim import TGIM
 
 Start = Literal["exact", "algorithm1"]
@@ -78,7 +78,7 @@ def to_lmht(
     if start == "algorithm1":
         if not isinstance(converted, Network):
             raise ValueError("start='algorithm1' scales a stem, which only a lmht.networks.Network has")
-        scale_current(converted.stem, levels)
+        scale_current(converted.stem, levels, converted)
     return converted
 
 
@@ -109,11 +109,11 @@ def _passes_a_factor(step: Step) -> bool:
 
 
 @torch.no_grad()
-def scale_current(stem: nn.Module, factor: float) -> None:
-    """Multiply the current that a stem delivers: weight and bias of its last affine layer.
+def scale_current(stem: nn.Module, factor: float, network: nn.Module) -> None:
+    """Multiply the current that a network's stem delivers: weight and bias of its last affine layer.
 
     Raises:
-        ValueError: no layer of the stem is the last one that all of the current passes through, or it has no weight.
+        ValueError: no layer of the stem is the last one that all of the current passes through, it has no weight, or shares it.
     """
     found = flow(nn.Sequential(stem))  # a stem that is one layer would be traced into it
     steps = {step.node: step for step in found.steps}
@@ -123,6 +123,11 @@ def scale_current(stem: nn.Module, factor: float) -> None:
     last: Any = step.module if step and step.kind in (Kind.SYNAPSE, Kind.NORMALISATION) else None
     if last is None or last.weight is None or sum(other.module is last for other in found.steps) > 1:
         raise ValueError("the stem does not end in one affine layer with a weight to scale its current by")
+    own = [tensor for tensor in (last.weight, last.bias) if tensor is not None]
+    for name, module in network.named_modules():
+        shared = [tensor for tensor in module._parameters.values() if any(tensor is one for one in own)]
+        if module is not last and shared:
+            raise ValueError(f"{name} shares a weight with the layer that scales the stem's current; untie it")
     last.weight *= factor
     if last.bias is not None:
         last.bias *= factor
@@ -161,13 +166,16 @@ def _convert(
         raise ValueError(
             f"{', '.join(others)} is another activation than {activation.__name__}; convert a network of one"
         )
-    converted = copy.deepcopy(network)
+    converted = copied(network)
     replace_modules(converted, activation, lambda module: neuron(_scale(module, scale)))
-    if not isinstance(converted, MultiStep):
-        return MultiStep(converted, steps).train(converted.training)
-    converted.steps = steps
-    check_neurons(converted, steps)
-    return converted
+    if isinstance(converted, MultiStep):
+        converted.steps = steps
+        check_neurons(converted, steps)
+        result = converted
+    else:
+        result = MultiStep(converted, steps).train(converted.training)
+    check_same(found, converted, Neuron, "no conversion")
+    return result
 
 
 def _scale(activation: nn.Module, name: str) -> float:
@@ -188,9 +196,16 @@ def _scale(activation: nn.Module, name: str) -> float:
 @torch.no_grad()
 def _check_qcfs(activation: nn.Module, scale: float) -> None:
     """ValueError unless an activation is QCFS with this scale, by its values in and around [0, scale], ties left out."""
-    like = next(activation.parameters(), torch.empty((), dtype=torch.float64))
     x = scale * torch.linspace(-2.5013, 3.4987, 12001, dtype=torch.float64)
-    y = copy.deepcopy(activation).eval()(x.to(like)).to(x)
+    try:
+        y = copy.deepcopy(activation).double().eval()(x)
+    except RuntimeError as error:
+        raise ValueError(f"{type(activation).__name__} is not elementwise with one scale: {error}") from error
+    if y.numel() != x.numel():
+        raise ValueError(
+            f"{type(activation).__name__} gives {y.numel()} values for {x.numel()}; it must be elementwise"
+        )
+    y = y.reshape(x.shape).double()
     levels = max(1, len((y / scale * 2**16).round().unique()) - 1)
     expected = functional.qcfs(x, levels=levels, scale=scale)
     clear = (x * levels / scale - 0.5).sub((x * levels / scale - 0.5).round()).abs() > 1e-4

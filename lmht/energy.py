@@ -10,7 +10,22 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lmht import functional
-from lmht.graph import ADDING, SCALING, Flow, Kind, Step, check_time, check_values, evaluating, flow, unwrap
+from lmht.graph import (
+    ADDING,
+    DIVIDING,
+    SCALING,
+    Flow,
+    Kind,
+    Step,
+    aliases,
+    check_time,
+    check_values,
+    evaluating,
+    flow,
+    operands,
+    unwrap,
+    works_in_place,
+)
 from lmht.networks.base import MultiStep
 from lmht.neurons import Neuron
 
@@ -123,18 +138,25 @@ class _Counter(fx.Interpreter):
             self.counts[node] = self._passed_on(step, counts, value)
 
     def _passed_on(self, step: Step, counts: list[Tensor], value: Tensor) -> Any:
-        """The spikes that a linear operation or a pool hands on; signs and constant factors change their size, not their number."""
+        """The spikes that a linear operation or a pool hands on; signs and constant factors change their size, not their number,
+        unless a factor is 0."""
         node = step.node
         if step.module is not None:
             return step.module(counts[0])
         if node.target in ADDING:
-            return self._of(node.args[0]) + self._of(node.args[1])
+            one, other = operands(node)
+            return self._of(one) + self._of(other)
         if node.target in SCALING:
-            return counts[0].broadcast_to(value.shape)  # a factor may have more axes
+            whole = counts[0].broadcast_to(value.shape)  # a factor may have more axes
+            factors = [self._of(n) if isinstance(n, fx.Node) else n for n in node.args if n not in step.inputs]
+            divides = node.target in DIVIDING or not factors
+            return whole if divides else whole * (torch.as_tensor(factors[0], device=whole.device) != 0)
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._of)
         return getattr(super(), node.op)(node.target, args, kwargs)
 
     def _of(self, node: Any) -> Any:
+        if not isinstance(node, fx.Node):
+            return node
         return self.counts[node] if node in self.counts else self.env[node]
 
 
@@ -181,13 +203,14 @@ def count_operations(network: nn.Module, images: Tensor) -> Operations:
 def _costs(step: Step) -> bool:
     """Whether an operation that is not counted multiplies or has weights, or may; comparisons are free, as in the paper."""
     weighs = step.module is not None and any(True for _ in step.module.parameters())
-    product = sum(isinstance(argument, fx.Node) for argument in step.node.args) > 1
+    product = sum(isinstance(one, fx.Node) for one in (*step.node.args, *step.node.kwargs.values())) > 1
     return step.kind is Kind.UNKNOWN or (step.kind is Kind.NOT_AFFINE and (weighs or product))
 
 
 def _refuse_doubt(found: Flow) -> None:
     """ValueError if it can't be said whether a layer sees spikes, behind an operation on spikes that is not known."""
     doubts: dict[fx.Node, str] = {}
+    modules = {str(step.node.target): step.module for step in found.steps if step.module is not None}
     for step in found.steps:
         doubt = next((doubts[node] for node in step.inputs if node in doubts), None)
         if step.kind is Kind.UNKNOWN and step.sources:
@@ -198,3 +221,5 @@ def _refuse_doubt(found: Flow) -> None:
             )
         if doubt and step.kind is not Kind.ACTIVATION:
             doubts[step.node] = doubt
+        if step.kind is Kind.UNKNOWN and works_in_place(step.node) and step.inputs:
+            doubts |= dict.fromkeys(aliases(step.inputs[0], modules), step.name)

@@ -187,6 +187,11 @@ def check_levels(levels: int) -> None:
         raise ValueError(f"levels (L) must be an integer >= 1, got {levels!r}")
 
 
+def check_steps(steps: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps (T) must be an integer >= 1, got {steps!r}")
+
+
 def check_theta(theta: float) -> None:
     if not 0 < theta < math.inf:
         raise ValueError(f"theta must be finite and > 0, got {theta!r}")

@@ -60,7 +60,9 @@ def chain(modules: Iterable[nn.Module], x: Tensor, residual: Tensor | None = Non
     Args:
         residual: added before the last module, an activation.
     """
-    left = deque(modules)
+    left = deque(module for module in modules if type(module) is not nn.Sequential or len(module) or _watched(module))
+    if not left:
+        return x if residual is None else x + residual
     while left:
         module = left.popleft()
         if type(module) is nn.Sequential and (left or residual is not None) and not _watched(module):

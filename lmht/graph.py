@@ -4,6 +4,7 @@ This is the one place that decides it. Conversion, reparameterisation, certifica
 stands in no table here is :attr:`Kind.UNKNOWN`, and they refuse it by name.
 """
 
+import copy
 import inspect
 import operator
 from collections.abc import Iterator
@@ -68,10 +69,24 @@ _OWN = {"forward", "__call__", "_conv_forward", "weight", "bias", "running_mean"
 ADDING = (operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "sub")
 _NEGATING = (operator.neg, torch.neg)
 _MULTIPLYING = (operator.mul, operator.imul, torch.mul, "mul")
-_DIVIDING = (operator.truediv, operator.itruediv, torch.div, "div")
-SCALING = _NEGATING + _MULTIPLYING + _DIVIDING
+DIVIDING = (operator.truediv, operator.itruediv, torch.div, "div")
+SCALING = _NEGATING + _MULTIPLYING + DIVIDING
 _PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, F.scaled_dot_product_attention, "matmul", "bmm")
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+_VIEWS = (torch.reshape, torch.flatten, torch.unflatten, torch.squeeze, torch.unsqueeze, torch.transpose, torch.permute)
+_VIEWS += (
+    torch.chunk,
+    torch.split,
+    "reshape",
+    "view",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "transpose",
+    "permute",
+)
+_VIEWS += ("chunk", "split", "contiguous", "expand", operator.getitem, *_IN_PLACE)
 _SHAPE = (getattr, "size", "dim", "numel", len)
 _RESHAPING = (torch.reshape, "reshape", "view")  # row by row: time stays outermost
 _LINEAR = (
@@ -205,12 +220,16 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
         raise ValueError(
             f"{type(network).__name__} has hooks that may change what it computes; remove them (handle.remove()) first"
         )
+    _check_forward(network, type(network).__name__)
     tracer = _Tracer(activation)
     parameters = list(inspect.signature(network.forward).parameters.values())
     defaults = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
     with evaluating(network), _attributes_kept(network):
         try:
             graph = tracer.trace(network, defaults or None)
+            for node in graph.nodes:  # each trace names them anew
+                if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
+                    node.meta["constant"] = getattr(network, str(node.target)).tolist()
         except Exception as error:  # whatever a forward raises on a proxy
             raise ValueError(f"{type(network).__name__} can't be traced by torch.fx: {error}") from error
     return Flow(graph, tuple(_steps(network, graph, activation)))
@@ -230,19 +249,44 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training, module._compiled_call_impl = training, compiled
 
 
+_MODULES_OWN = vars(nn.Module()).keys()
+
+
 @contextmanager
 def _attributes_kept(network: nn.Module) -> Iterator[None]:
     """What a forward keeps as an attribute (a feature, say) is a proxy while it is traced: put back what was there."""
     before = {module: dict(vars(module)) for module in network.modules()}
+    kept = [
+        (value, copy.copy(value))
+        for attributes in before.values()
+        for name, value in attributes.items()
+        if name not in _MODULES_OWN and isinstance(value, list | dict)
+    ]
     try:
         yield
     finally:
         for module, attributes in before.items():
             for name, value in list(vars(module).items()):
-                if isinstance(value, fx.Proxy):
+                new = isinstance(value, list | tuple | dict) and value is not attributes.get(name)
+                if isinstance(value, fx.Proxy) or (new and name not in _MODULES_OWN):
                     del vars(module)[name]
                     if name in attributes:
                         vars(module)[name] = attributes[name]
+        for value, contents in kept:
+            value.clear()
+            value.extend(contents) if isinstance(value, list) else value.update(contents)
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A deep copy, also of a network that keeps a feature of its last forward: without what that could be differentiated by."""
+    kept: dict[int, Any] = {}
+    for module in network.modules():
+        for value in vars(module).values():
+            inside = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+            )
+            kept |= {id(one): one.detach() for one in inside if isinstance(one, torch.Tensor) and not one.is_leaf}
+    return copy.deepcopy(network, kept)
 
 
 def presynaptic(network: nn.Module) -> dict[str, list[str]]:
@@ -309,9 +353,58 @@ def check_unchanged(network: nn.Module) -> None:
             raise ValueError(
                 f"{what} is compiled; give the tools what was compiled (._orig_mod), and compile the result"
             )
-        own = vars(module).get("forward")
-        if own is not None and getattr(own, "__func__", None) is not type(module).forward:
-            raise ValueError(f"{what} has a forward of its own that replaces its class's; remove it, or write a class")
+        _check_forward(module, what)
+
+
+def _replaced(module: nn.Module) -> bool:
+    """Whether a module has a forward of its own, which its class says nothing about."""
+    own = vars(module).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
+
+
+def _check_forward(module: nn.Module, what: str) -> None:
+    if _replaced(module):
+        raise ValueError(f"{what} has a forward of its own that replaces its class's; remove it, or write a class")
+
+
+def check_same(before: Flow, network: nn.Module, kind: type[nn.Module], what: str) -> None:
+    """Refuse a network that did not take over the modules of another kind that were put in the place of its activations.
+
+    Args:
+        before: what the network did before.
+        kind: class of the modules that were put in.
+        what: the error's first words.
+
+    Raises:
+        ValueError: it still calls the old ones (kept in a list or a function), or does something else (it asks them for their
+            levels, steps or class).
+    """
+    try:
+        after = flow(network, kind)
+    except ValueError as error:
+        raise ValueError(
+            f"{what}: the forward does not take another activation, which it reads from or keeps in a list or function ({error})"
+        ) from error
+    said = [_said(found) for found in (before, after)]
+    if changed := [name for (name, *old), (_, *new) in zip(*said, strict=False) if old != new]:
+        raise ValueError(
+            f"{what}: {changed[0]} changes with the activation, whose levels, steps or class the forward reads"
+        )
+    replaced = sum(isinstance(step.module, kind) for step in after.steps)
+    if len(said[0]) != len(said[1]) or replaced != len(before.of(Kind.ACTIVATION)):
+        raise ValueError(f"{what}: the forward does something else with another activation")
+
+
+def _said(found: Flow) -> list[tuple[Any, ...]]:
+    """Name, operation and constants of each node; not how many steps our own functions of time are told."""
+    places = {node: i for i, node in enumerate(found.graph.nodes)}
+    said = []
+    for node in found.graph.nodes:
+        in_time = getattr(node.target, "__module__", "") == base.__name__
+        arguments: Any = node.all_input_nodes if in_time else (node.args, node.kwargs)
+        target = node.meta.get("constant", node.target)
+        said.append((_place(node, node.name), node.op, target, repr(fx.map_arg(arguments, lambda n: places[n]))))
+    return said
 
 
 def check_time(network: nn.Module) -> MultiStep:
@@ -331,6 +424,8 @@ def check_time(network: nn.Module) -> MultiStep:
 
 def _known(module: nn.Module) -> type[nn.Module] | None:
     """The class of the table whose operation a module has: its own, or a base whose forward it inherits."""
+    if _replaced(module):
+        return None
     for kind in type(module).__mro__:
         if kind in _MODULES:
             return kind
@@ -361,25 +456,57 @@ def _keeps_time(axes: Any) -> bool:
     return bool(axes) and all(isinstance(axis, int) and (axis > 0 or axis in (-1, -2)) for axis in axes)
 
 
-def _of_call(node: fx.Node, data: list[fx.Node]) -> Kind:
-    """The kind of a function or method call on data."""
+def operands(node: fx.Node) -> list[Any]:
+    """The first and the second argument of a sum, by place or by name."""
+    return [*node.args, *(node.kwargs[name] for name in ("input", "other") if name in node.kwargs)]
+
+
+def works_in_place(node: fx.Node) -> bool:
+    """Whether a call changes its first argument, torch's methods by their name."""
+    name = node.target if isinstance(node.target, str) and node.op == "call_method" else ""
+    return node.target in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+
+
+def aliases(value: fx.Node, modules: dict[str, nn.Module]) -> set[fx.Node]:
+    """What may share its memory with a value: what it is a view of, and other views of that."""
+
+    def is_view(node: fx.Node) -> bool:
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        passes = isinstance(module, nn.Identity | nn.Flatten | nn.Unflatten | nn.modules.dropout._DropoutNd)
+        return passes or (module is None and node.target in (*_VIEWS, *_DROPOUT))
+
+    while is_view(value) and isinstance(value.args[0], fx.Node):
+        value = value.args[0]
+    found, ahead = {value}, [value]
+    while ahead:
+        views = {user for user in ahead.pop().users if is_view(user)} - found
+        found |= views
+        ahead += views
+    return found
+
+
+def _of_call(node: fx.Node, data: list[fx.Node], counted: set[fx.Node], modules: dict[str, nn.Module]) -> Kind:
+    """The kind of a function or method call on data; ``counted`` are numbers that depend on how many rows there are."""
     target, args, kwargs = node.target, node.args, node.kwargs
     on_data = [a in data for a in args]
-    if target in _IN_PLACE and isinstance(args[0], fx.Node) and any(later > node for later in args[0].users):
-        return Kind.UNKNOWN  # it changes what another operation sees, too
+    if target in _IN_PLACE and isinstance(args[0], fx.Node):
+        others = [other for other in aliases(args[0], modules) if other < node]
+        if any(later > node for other in others for later in other.users):
+            return Kind.UNKNOWN  # it changes what another operation sees, too
     if target in ADDING:
-        linear = all(is_data or (type(a) is int and a == 0) for a, is_data in zip(args, on_data, strict=True))
-        return Kind.LINEAR if linear and kwargs.keys() <= {"alpha"} else Kind.OFFSET
+        linear = all(a in data or (type(a) is int and a == 0) for a in operands(node))
+        return Kind.LINEAR if linear and kwargs.keys() <= {"alpha", "input", "other"} else Kind.OFFSET
     if target in _MULTIPLYING and not kwargs:
         return Kind.NOT_AFFINE if all(on_data) else Kind.LINEAR
-    if target in _DIVIDING and not kwargs:
+    if target in DIVIDING and not kwargs:
         return Kind.LINEAR if on_data == [True, False] else Kind.NOT_AFFINE
     if target in _PRODUCTS:
-        return Kind.NOT_AFFINE if all(on_data) else Kind.UNKNOWN
+        return Kind.NOT_AFFINE if set(node.all_input_nodes) <= set(data) else Kind.UNKNOWN
     if target in _RESHAPING:
         shape = kwargs.get("shape", args[1] if len(args) > 1 and isinstance(args[1], tuple | list) else args[1:])
-        first = shape[0] if isinstance(shape, tuple | list) and shape else None
-        return Kind.UNKNOWN if type(first) is int and first >= 0 else Kind.LINEAR
+        first = shape[0] if isinstance(shape, tuple | list) and shape else shape
+        row_by_row = first in counted if isinstance(first, fx.Node) else type(first) is int and first < 0
+        return Kind.LINEAR if row_by_row else Kind.UNKNOWN
     if target in _LINEAR:
         return Kind.LINEAR
     if target in _POOLING:
@@ -446,7 +573,7 @@ def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> 
         module = modules[str(node.target)] if node.op == "call_module" else None
         sources[node] = before
         if module is None:
-            kind = _of_call(node, inputs)
+            kind = _of_call(node, inputs, counted, modules)
             if node.target in ADDING + SCALING and not counted.isdisjoint(node.all_input_nodes):
                 kind = Kind.UNKNOWN
             yield Step(node, _place(node, _name(node.target)), kind, None, tuple(inputs), before)

@@ -26,8 +26,7 @@ class Neuron(nn.Module):
         super().__init__()
         functional.check_levels(levels)
         functional.check_theta(theta)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps (T) must be an integer >= 1, got {steps!r}")
+        functional.check_steps(steps)
         self.levels, self.steps, self.theta, self.v0 = levels, steps, float(theta), float(v0)
         self.folded = folded
 

@@ -1,7 +1,6 @@
 """Reparameterisation: an LM-HT network over T steps as a one-level network over L*T steps (Theorem A.2)."""
 
-import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,19 @@ from torch import Tensor, fx, nn
 
 from lmht.conversion import replace_modules
 from lmht.functional import compute_dtype, initial_potential
-from lmht.graph import Flow, Kind, Norm, Step, check_affine, check_time, check_unchanged, flow, unwrap
+from lmht.graph import (
+    Flow,
+    Kind,
+    Norm,
+    Step,
+    check_affine,
+    check_same,
+    check_time,
+    check_unchanged,
+    copied,
+    flow,
+    unwrap,
+)
 from lmht.networks.base import MultiStep
 from lmht.neurons import LMHT, MHT, Neuron
 from lmht.surrogate import fire
@@ -64,13 +75,14 @@ def reparameterize(network: nn.Module, *, inexact: bool = False) -> MultiStep:
     """
     twin, found = _prepared(network, "no exact twin", inexact)
     levels, _ = _levels_and_steps(twin)
-    for tensor, power in _cut(found):
+    for tensor, power in _cut(found, twin):
         if power > 0:
             tensor.mul_(levels)
         elif power < 0:
             tensor.div_(levels)
     twin.steps *= levels
     replace_modules(twin, Neuron, _one_level)
+    check_same(found, twin, Neuron, "no exact twin")
     return twin
 
 
@@ -134,8 +146,8 @@ def certify(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, LayerCer
         ValueError: what :func:`reparameterize` refuses, or no data.
     """
     both = _with_twin(network, "no certificate", _WithTwin)
-    if isinstance(batches, Tensor):
-        raise ValueError("certify takes several batches, a list say; for one: [images]")
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise ValueError(f"certify takes several batches, a list say ([images] for one), got {type(batches).__name__}")
     for batch in batches:
         if not isinstance(batch, Tensor) or not bool(batch.isfinite().all()):
             what = "one with NaN or infinite values" if isinstance(batch, Tensor) else f"a {type(batch).__name__}"
@@ -144,7 +156,9 @@ def certify(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, LayerCer
             )
         both(torch.cat([batch, batch], 1 if both.frames else 0))
     layers = {name: module.found for name, module in both.named_modules() if isinstance(module, _WithTwin)}
-    if not all(layer.windows for layer in layers.values()):
+    if unseen := [name for name, layer in layers.items() if not layer.windows]:
+        if len(unseen) < len(layers):
+            raise ValueError(f"the forward never calls {', '.join(unseen)}; remove it")
         raise ValueError("certify needs at least one batch with at least one sample")
     return layers
 
@@ -164,6 +178,8 @@ def foretell(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: as :func:`certify`.
     """
     both = _with_twin(network, "can't follow the twin", _Followed)
+    if not isinstance(images, Tensor):
+        raise ValueError(f"foretell takes a batch of images, got {type(images).__name__}")
     logits = both(torch.cat([images, images], 1 if both.frames else 0))
     different = [d for module in both.modules() if isinstance(module, _Followed) for d in module.different]
     return logits[len(logits) // 2 :], ~torch.stack(different).any(0)
@@ -175,16 +191,18 @@ def _prepared(network: nn.Module, what: str, inexact: bool = False) -> tuple[Mul
     check_unchanged(network)
     network = check_time(network)
     _levels_and_steps(network)
-    copied = copy.deepcopy(network).eval()
-    found = flow(copied)
+    own = copied(network).eval()
+    assert isinstance(own, MultiStep)
+    found = flow(own)
     check_affine(found, what, inexact)
-    return copied, found
+    return own, found
 
 
-def _with_twin(network: nn.Module, what: str, both_neurons: Callable[[nn.Module], nn.Module]) -> MultiStep:
+def _with_twin(network: nn.Module, what: str, both_neurons: type["_WithTwin"] | type["_Followed"]) -> MultiStep:
     both, found = _prepared(network, what)
-    _cut(found)  # what has no twin can't be followed
+    _cut(found, both)  # what has no twin can't be followed
     replace_modules(both, Neuron, both_neurons)
+    check_same(found, both, both_neurons, what)
     return both
 
 
@@ -263,7 +281,7 @@ def _levels_and_steps(network: nn.Module) -> tuple[int, int]:
     return shapes.pop()
 
 
-def _cut(found: Flow) -> list[tuple[Tensor, int]]:
+def _cut(found: Flow, network: nn.Module) -> list[tuple[Tensor, int]]:
     """The tensors that a twin has divided (-1) or multiplied (+1) by L, or left (0).
 
     A current arrives ``whole`` as long as it is the image itself; the first weights that it meets cut it. The last weights before
@@ -304,6 +322,16 @@ def _cut(found: Flow) -> list[tuple[Tensor, int]]:
                         raise ValueError(
                             f"{name} of {step.name} is used in two places, of which one has to be scaled; untie it"
                         )
+    seen = {step.node for step in found.steps}
+    modules = dict(network.named_modules(remove_duplicate=False))
+    for node in found.graph.nodes:  # parameters that are used as they are, too
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            used = [getattr(modules[owner], name)]
+        else:
+            used = [*modules[str(node.target)].parameters()] if node.op == "call_module" and node not in seen else []
+        if any(powers.get(id(tensor), (tensor, 0))[1] for tensor in used):
+            raise ValueError(f"{node.target} is used in two places, of which one has to be scaled; untie it")
     return list(powers.values())
 
 

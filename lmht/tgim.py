@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lmht.functional import check_steps
+
 Start = Literal["uniform", "identity"]
 
 
@@ -13,8 +15,7 @@ class TGIM(nn.Module):
 
     def __init__(self, steps: int) -> None:
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"steps (T) must be an integer >= 1, got {steps!r}")
+        check_steps(steps)
         self.steps = steps
 
     def forward(self) -> tuple[Tensor, Tensor]:

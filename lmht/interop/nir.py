@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from lmht.graph import ADDING, Kind, Norm, Step, check_time, check_unchanged, evaluating, flow, unwrap
+from lmht.graph import ADDING, Kind, Norm, Step, check_time, check_unchanged, evaluating, flow, operands, unwrap
 from lmht.networks import base
 from lmht.neurons import Neuron
 from lmht.reparameterize import is_plain, window_tgim
@@ -82,7 +82,9 @@ class _Graph:
         self.summands: dict[fx.Node, list[str]] = {}
 
     def carried(self, *values: Any) -> list[str]:
-        return [name for value in values for name in self.summands.get(value, ["input"])]
+        """The nodes whose sum a value is; the network's input is its own."""
+        nodes = [value for value in values if isinstance(value, fx.Node)]  # the rest is a sum's own 0
+        return [name for node in nodes for name in (["input"] if node.op == "placeholder" else self.summands[node])]
 
     def put(self, name: str, node: nir.NIRNode, sources: list[str]) -> None:
         if name in self.nodes:
@@ -97,7 +99,9 @@ class _Graph:
     def add(self, step: Step) -> None:
         module, name = step.module, str(step.node.target)
         adds = step.node.target in _ADDING and step.kind is Kind.LINEAR
-        sources = self.carried(*(step.node.args if adds else step.inputs))
+        if adds and step.node.kwargs.get("alpha", 1) != 1:
+            raise ValueError(f"{step.name} scales by alpha, which NIR's edges can't; scale in the layer before")
+        sources = self.carried(*(operands(step.node) if adds else step.inputs))
         if step.kind is Kind.NORMALISATION:
             self.summands[step.node] = [self._fold(step)]
         elif adds or type(module) in _NOTHING or step.node.target in _NOTHING:
@@ -158,7 +162,9 @@ class _Graph:
             fuse_linear_bn_weights if isinstance(layer.module, nn.Linear) else fuse_conv_bn_weights
         )
         weight, bias = (getattr(layer.module, name) for name in ("weight", "bias"))
-        folded = fuse(weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        scale = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight
+        shift = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
+        folded = fuse(weight, bias, norm.running_mean, norm.running_var, norm.eps, scale, shift)
         name = str(value.target)
         self.nodes[name] = self._synapse(layer, *folded)
         return name

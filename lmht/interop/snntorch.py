@@ -54,7 +54,7 @@ class FromSnnTorch(Neuron):
         steps: ``T``.
 
     Raises:
-        ValueError: the node takes or gives more than that.
+        ValueError: the node takes or gives more than that, or its spikes are not 1.
     """
 
     def __init__(self, node: nn.Module, steps: int) -> None:
@@ -63,6 +63,11 @@ class FromSnnTorch(Neuron):
             raise ValueError(
                 f"{type(node).__name__} must be a snntorch.SpikingNeuron with init_hidden=True and output=False, "
                 "so that it takes a current and gives spikes alone"
+            )
+        if float(node.graded_spikes_factor) != 1:  # type: ignore[arg-type]
+            raise ValueError(
+                f"{type(node).__name__} has graded_spikes_factor = {float(node.graded_spikes_factor):g}; a spike counts 1: "  # type: ignore[arg-type]
+                "multiply by it in the layer behind"
             )
         self.node = node
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from spikingjelly.activation_based import base, functional
+from spikingjelly.activation_based import base, functional, neuron
 from torch import Tensor, nn
 
 from lmht.neurons import Neuron
@@ -47,10 +47,15 @@ class FromSpikingJelly(Neuron):
     Args:
         node: of ``spikingjelly.activation_based.neuron``; its step mode is set to ``m``.
         steps: ``T``.
+
+    Raises:
+        ValueError: it is no spiking neuron of SpikingJelly's.
     """
 
     def __init__(self, node: Any, steps: int) -> None:
         super().__init__(1, steps)
+        if not isinstance(node, neuron.BaseNode):
+            raise ValueError(f"{type(node).__name__} is no spiking neuron of spikingjelly.activation_based.neuron")
         functional.set_step_mode(node, "m")
         self.node = node
 

@@ -110,6 +110,7 @@ class MultiStep(nn.Module):
 
     def __init__(self, module: nn.Module, steps: int, *, frames: bool = False) -> None:
         super().__init__()
+        functional.check_steps(steps)
         self.module, self.steps, self.frames = module, steps, frames
         check_neurons(self, steps)
 
@@ -167,6 +168,7 @@ class Network(MultiStep):
         self, stem: nn.Module, body: nn.Module, head: nn.Module, *, in_channels: int, steps: int, frames: bool
     ) -> None:
         nn.Module.__init__(self)  # not MultiStep's: the stem runs once, so there is no one module on [T*N, ...]
+        functional.check_steps(steps)
         self.stem, self.body, self.head = stem, body, head
         self.in_channels, self.steps, self.frames = in_channels, steps, frames
         check_neurons(self, steps)

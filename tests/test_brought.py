@@ -1,0 +1,206 @@
+"""What reviewers brought: forwards that the graph tools took for something else; each is right now, or refused by name."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import lmht
+from lmht import fusion
+from lmht.conversion import to_lmht
+from lmht.energy import count_operations
+from lmht.networks import MultiStep, build
+from lmht.reparameterize import certify, foretell, reparameterize
+
+Forward = Callable[["Three", Tensor], Tensor]
+
+
+def qcfs() -> nn.Module:
+    return lmht.QCFS(4, 1.0)
+
+
+def neuron() -> nn.Module:
+    return lmht.LMHT(2, 2, theta=0.25, v0=0.125)
+
+
+class Three(nn.Module):
+    """Linear layers a, b, c, d with activations; the forward is given."""
+
+    def __init__(self, activation: Callable[[], nn.Module], forward: Forward) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.act1, self.b, self.act2 = nn.Linear(6, 6), activation(), nn.Linear(6, 6), activation()
+        self.c, self.d = nn.Linear(6, 3), nn.Linear(6, 3)
+        self.register_buffer("mask", torch.tensor([1.0, 0, 0, 1, 0, 0]))
+        self.w = nn.Parameter(torch.randn(6, 6))
+        self.layers = [self.a, self.act1, self.b, self.act2, self.c]
+        self.function = lambda x: self.act1(self.a(x))
+        self.kept: list[Tensor] = []
+        self.path = forward
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.path(self, x)
+
+
+def listed(m: Three, x: Tensor) -> Tensor:
+    for layer in m.layers:
+        x = layer(x)
+    return x
+
+
+def rated(m: Three, x: Tensor) -> Tensor:
+    return m.c(m.act1(m.a(x)) / m.act1.levels)
+
+
+def asked(m: Three, x: Tensor) -> Tensor:
+    y = m.act1(m.a(x))
+    return m.c(y if isinstance(m.act1, lmht.QCFS | lmht.LMHT) and m.act1.levels > 1 else 2 * y)
+
+
+def through_a_view(m: Three, x: Tensor) -> Tensor:
+    h = m.act1(m.a(x))
+    y = m.c(h)
+    v = y.view(-1, 3)
+    v += m.d(h)
+    return y
+
+
+def listing(m: Three, x: Tensor) -> Tensor:
+    m.kept.append(x)
+    return m.c(m.act1(m.a(x)))
+
+
+IMAGES = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("forward", [listed, lambda m, x: m.c(m.function(x)), rated], ids=["listed", "lambda", "rated"])
+def test_a_conversion_that_the_forward_does_not_take_is_refused(forward: Forward) -> None:
+    with pytest.raises(ValueError, match=r"no conversion: .*activation"):
+        to_lmht(Three(qcfs, forward), 2, 2)
+
+
+@pytest.mark.parametrize("forward", [listed, rated, asked])
+def test_a_twin_that_the_forward_does_not_take_is_refused(forward: Forward) -> None:
+    net = MultiStep(Three(neuron, forward), 2)
+    for tool in (reparameterize, lambda net: certify(net, [IMAGES]), lambda net: foretell(net, IMAGES)):
+        with pytest.raises(ValueError, match="activation"):
+            tool(net)
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (through_a_view, "iadd .*is not known"),
+        (lambda m, x: m.c(m.act2(m.b(m.act1(m.a(x)) * m.b.bias))), "b.bias is used in two places"),
+        (lambda m, x: m.c(m.act2(m.b(m.act1(m.a(x)) * m.b(m.mask)))), "b is used in two places"),
+    ],
+    ids=["in a view", "a factor", "on a constant"],
+)
+def test_no_twin(forward: Forward, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        reparameterize(MultiStep(Three(neuron, forward), 2))
+
+
+def test_rows_that_a_view_mixes_are_not_known() -> None:
+    def mixing(m: Three, x: Tensor) -> Tensor:
+        y = m.act1(m.a(x))
+        return m.c((y.view(y.shape[1], -1) * m.mask[:, None]).view(y.shape[0], 6))
+
+    with pytest.raises(ValueError, match=r"view .*is not known"):
+        to_lmht(Three(qcfs, mixing), 2, 2)
+
+
+def fed(net: MultiStep, layer: str, images: Tensor) -> float:
+    """Spikes that arrive at a layer of three outputs, times three, an image: by a hook."""
+    seen: list[Tensor] = []
+    handle = net.get_submodule(layer).register_forward_hook(lambda _, inputs, out: seen.append(inputs[0]))
+    with torch.no_grad():
+        net(images)
+    handle.remove()
+    return 3 * float(sum((x / 0.25).abs().round().sum() for x in seen)) / len(images)
+
+
+def summed(m: Three, x: Tensor) -> Tensor:
+    h = m.act1(m.a(x))
+    return m.c(torch.add(h, other=m.act2(m.b(h))))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        summed,
+        lambda m, x: m.c(m.act1(m.a(x)) * m.mask),
+        lambda m, x: m.c(sum([m.act1(m.a(x)), m.act2(m.b(m.act1(m.a(x))))])),
+    ],
+    ids=["by name", "a factor of zeros", "python's sum"],
+)
+def test_what_arrives_is_counted(forward: Forward) -> None:
+    net = MultiStep(Three(neuron, forward), 2)
+    assert count_operations(net, IMAGES).sops["module.c"] == pytest.approx(fed(net, "module.c", IMAGES), rel=1e-12)
+
+
+def in_place(m: Three, x: Tensor) -> Tensor:
+    y = m.act1(m.a(x))
+    y.mul_(m.mask)
+    return m.c(y)
+
+
+@pytest.mark.parametrize("forward", [in_place, lambda m, x: m.c(torch.matmul(input=m.act1(m.a(x)), other=m.w))])
+def test_what_may_have_changed_is_not_counted(forward: Forward) -> None:
+    with pytest.raises(ValueError, match=r"can't count module.c .*(mul_|matmul)"):
+        count_operations(MultiStep(Three(neuron, forward), 2), IMAGES)
+
+
+def test_products_by_name_are_told() -> None:
+    def attention(m: Three, x: Tensor) -> Tensor:
+        y = m.act1(m.a(x)).unsqueeze(1)
+        return F.scaled_dot_product_attention(query=y, key=y, value=y).flatten(1)
+
+    assert count_operations(MultiStep(Three(neuron, attention), 2), IMAGES).uncounted
+
+
+def test_a_replaced_forward_is_refused() -> None:
+    net = Three(qcfs, rated)
+    net.forward = lambda x: net.c(x)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="forward of its own"):
+        count_operations(net, IMAGES)
+
+
+def test_a_trace_leaves_what_a_forward_keeps() -> None:
+    net = Three(qcfs, listing)
+    net(IMAGES)
+    to_lmht(net, 2, 2)  # what is kept can be differentiated, and is not copied with its graph
+    assert len(net.kept) == 1
+    assert isinstance(net.kept[0], Tensor)
+
+
+def test_a_residual_meets_an_empty_sequential() -> None:
+    x, residual = torch.randn(2, 3), torch.randn(2, 3)
+    assert torch.equal(fusion.chain([nn.Sequential()], x, residual), x + residual)
+    norm = nn.BatchNorm1d(3).eval()
+    chained = fusion.chain([norm, nn.ReLU(), nn.Sequential()], x, residual)
+    assert torch.equal(chained, F.relu(norm(x) + residual))
+
+
+def test_a_stem_that_shares_its_weight_is_not_scaled() -> None:
+    net = build("ResNet-20", qcfs, classes=10, width=0.25)
+    convolutions = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d) and m.num_features == 4]
+    convolutions[-1].weight = convolutions[0].weight
+    with pytest.raises(ValueError, match="shares a weight"):
+        to_lmht(net, 2, 2, start="algorithm1")
+
+
+def test_steps_and_batches_are_checked() -> None:
+    for steps in (0, 2.0, True):
+        with pytest.raises(ValueError, match=r"steps .T. must be an integer >= 1"):
+            MultiStep(nn.Linear(6, 3), steps)
+    net = MultiStep(Three(neuron, lambda m, x: m.c(m.act1(m.a(x)))), 2)
+    with pytest.raises(ValueError, match=r"never calls module\.act2"):
+        certify(net, [IMAGES])
+    with pytest.raises(ValueError, match="got NoneType"):
+        certify(net, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="foretell takes a batch of images, got list"):
+        foretell(net, [IMAGES])  # type: ignore[arg-type]
