@@ -73,7 +73,15 @@ DIVIDING = (operator.truediv, operator.itruediv, torch.div, "div")
 SCALING = _NEGATING + _MULTIPLYING + DIVIDING
 _PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, F.scaled_dot_product_attention, "matmul", "bmm")
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-_VIEWS = (torch.reshape, torch.flatten, torch.unflatten, torch.squeeze, torch.unsqueeze, torch.transpose, torch.permute)
+_VIEWS: tuple[Any, ...] = (
+    torch.reshape,
+    torch.flatten,
+    torch.unflatten,
+    torch.squeeze,
+    torch.unsqueeze,
+    torch.transpose,
+    torch.permute,
+)
 _VIEWS += (
     torch.chunk,
     torch.split,

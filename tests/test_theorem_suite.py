@@ -1,6 +1,7 @@
 """The suite tested: it accepts right neurons, rejects every broken one, reaches the hard inputs, and reports."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -153,6 +154,34 @@ def test_where_no_convention_is_allowed_the_papers_is_asked(arguments: list[str]
     assert "skipped" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("statements", "result"),
+    [
+        (["Contract", "Conventions", "Lemma 4.1"], pytest.ExitCode.TESTS_FAILED),  # QCFS's gradient explains no spike
+        (["Eq. 7 (LM-HT)"], pytest.ExitCode.NO_TESTS_COLLECTED),
+    ],
+)
+def test_nothing_is_forgiven_for_another_things_convention(
+    theorems: Callable[..., Run], statements: list[str], result: pytest.ExitCode
+) -> None:
+    chosen = [argument for statement in statements for argument in ("--statement", statement)]
+    run = theorems("theorems", *chosen, "--impl", "tests.neurons.foreign:two_levels")
+    assert run.code == result, run.output
+
+
+def test_a_module_that_does_not_load_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken_off.py").write_text("x = (")
+    command = [sys.executable, "-m", "theorems", "broken_off:x"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "--impl broken_off:x: SyntaxError" in done.stderr
+    alone = subprocess.run([*command[:3], "--no-gradients"], cwd=ROOT, capture_output=True, text=True)
+    assert alone.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "which neuron?" in alone.stderr
+
+
 def test_only_what_a_convention_explains_is_forgiven() -> None:
     def outcome(name: str, result: str, **more: Any) -> Outcome:
         return Outcome(result, "", NEURON, [[name, "none", "", "holds"]], **more)
@@ -171,7 +200,7 @@ def test_only_what_a_convention_explains_is_forgiven() -> None:
     assert not report.all_explained(3)
 
 
-@pytest.mark.parametrize("statement", ["contract", "gradients"])
+@pytest.mark.parametrize("statement", ["contract", "gradients", "as_used"])
 def test_the_broken_neurons_base_passes(theorems: Callable[..., Run], statement: str) -> None:
     """So that it is the one fault that makes a broken neuron fail."""
     run = theorems(f"theorems/test_{statement}.py", "--impl", "tests.neurons.broken:right")

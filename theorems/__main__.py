@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     if not arguments[0].startswith("-"):
         arguments = ["--impl", *arguments]
+    if not any(argument == "--statements" or argument.startswith("--impl") for argument in arguments):
+        print(f"lmht-theorems: which neuron? MODULE:OBJECT comes first\n\n{USAGE}", file=sys.stderr)
+        return 4
     # Nothing of the caller's own pytest configuration has a say.
     alone = ["-c", os.devnull, "--rootdir", os.getcwd(), "-p", "no:cacheprovider", "-p", "theorems.plugin", "-q"]
     return int(pytest.main([*alone, *arguments, str(Path(__file__).parent)]))

@@ -74,8 +74,8 @@ class Loaded:
             sys.path.insert(0, os.getcwd())
         try:
             self._impl = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise pytest.UsageError(f"--impl {target}: {error}") from error
+        except Exception as error:  # whatever a module does when it is imported
+            raise pytest.UsageError(f"--impl {target}: {type(error).__name__}: {error}") from error
         if not any(self.provides(method) for method in METHODS):
             raise pytest.UsageError(f"--impl {target} provides none of {', '.join(METHODS)}")
         name = getattr(self._impl, "name", target)

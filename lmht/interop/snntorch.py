@@ -64,9 +64,9 @@ class FromSnnTorch(Neuron):
                 f"{type(node).__name__} must be a snntorch.SpikingNeuron with init_hidden=True and output=False, "
                 "so that it takes a current and gives spikes alone"
             )
-        if float(node.graded_spikes_factor) != 1:  # type: ignore[arg-type]
+        if float(node.graded_spikes_factor) != 1:
             raise ValueError(
-                f"{type(node).__name__} has graded_spikes_factor = {float(node.graded_spikes_factor):g}; a spike counts 1: "  # type: ignore[arg-type]
+                f"{type(node).__name__} has graded_spikes_factor = {float(node.graded_spikes_factor):g}; a spike counts 1: "
                 "multiply by it in the layer behind"
             )
         self.node = node

@@ -350,6 +350,108 @@ class ScaleGradientWithoutMask(Neuron):
         return a / scale
 
 
+def trained(x: Tensor, **arguments: Any) -> bool:
+    return any(isinstance(value, Tensor) and value.requires_grad for value in (x, *arguments.values()))
+
+
+class _Passing(torch.autograd.Function):
+    """The identity, whose backward pass is somebody's."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, backward: Any) -> Tensor:
+        ctx.own = backward
+        return out.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.own(grad), None
+
+
+class AnotherOutputInTraining(Neuron):
+    def lmht(self, x: Tensor, **arguments: Any) -> Tensor:
+        return super().lmht(x, **arguments) + 0.5 * trained(x, **arguments)
+
+
+class FrozenWhereItsInputIs(Neuron):
+    """In a network's first layer nothing is learnt."""
+
+    def lmht(self, x: Tensor, **arguments: Any) -> Tensor:
+        out = super().lmht(x, **arguments)
+        return out if x.requires_grad else out.detach()
+
+
+class RemembersTheLastForward(Neuron):
+    last = 0
+
+    def lmht(self, x: Tensor, **arguments: Any) -> Tensor:
+        self.last = mine = self.last + 1
+        return _Passing.apply(super().lmht(x, **arguments), lambda grad: grad * (self.last == mine))
+
+
+class GradientsMustBeDense(Neuron):
+    """What ``out.sum().backward()`` sends is not."""
+
+    def lmht(self, x: Tensor, **arguments: Any) -> Tensor:
+        return _Passing.apply(super().lmht(x, **arguments), lambda grad: grad * grad.is_contiguous())
+
+
+class ChangesTheGradientItIsGiven(Neuron):
+    def lmht(self, x: Tensor, **arguments: Any) -> Tensor:
+        return _Passing.apply(super().lmht(x, **arguments), lambda grad: grad.clone() + 0 * grad.mul_(2))
+
+
+class WrongInWholeVectors(Neuron):
+    """Of 8 float32 neurons at once; fewer are right."""
+
+    def fired(self, m: Tensor, theta: float, levels: int) -> Tensor:
+        return super().fired(m, theta, levels) * (m.dtype == torch.float64 or m.numel() < 8)
+
+
+class FourAxesAtMost(Neuron):
+    def start(self, x: Tensor, v0: float | Tensor) -> Tensor:
+        if x.dim() > 4:
+            raise RuntimeError("T, N and two axes more")
+        return super().start(x, v0)
+
+
+class StartsAtHalfForZero(Neuron):
+    """``v0 or theta / 2``."""
+
+    def mht(
+        self, current: Tensor, *, theta: float, v0: float | Tensor = 0.0, **arguments: Any
+    ) -> tuple[Tensor, Tensor]:
+        return super().mht(current, theta=theta, v0=v0 if isinstance(v0, Tensor) else v0 or theta / 2, **arguments)
+
+
+class EightStepsAtMost(Neuron):
+    def lmht(self, x: Tensor, *, omega: Tensor, **arguments: Any) -> Tensor:
+        return super().lmht(x, omega=omega if len(x) <= 8 else omega.detach(), **arguments)
+
+
+class ChangesOmega(Neuron):
+    def lmht(self, x: Tensor, *, omega: Tensor, **arguments: Any) -> Tensor:
+        out = super().lmht(x, omega=omega.clone(), **arguments)
+        omega.data.clamp_(min=0)
+        return out
+
+
+class KeepsItsAnswer(Neuron):
+    """And returns it again, with the next call's numbers in it."""
+
+    kept: Tensor | None = None
+
+    def mht(self, current: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
+        s, v = super().mht(current, **arguments)
+        if self.kept is None or self.kept.shape != s.shape or self.kept.dtype != s.dtype:
+            self.kept = s
+        return self.kept.copy_(s), v
+
+
+class QuantisesVectorsAlone(Neuron):
+    def qcfs(self, x: Tensor, **arguments: Any) -> Tensor:
+        return super().qcfs(x, **arguments) * (x.dim() < 4)
+
+
 class NothingAtAll(Neuron):
     """Returns silence, whatever comes in: what a suite that can pass by accident would like."""
 
@@ -404,6 +506,23 @@ CAUGHT_BY: dict[type[Neuron], tuple[str, ...]] = {
     QuantisedGradientStopsAtOpenEnds: ("conventions",),
     NoScaleGradient: ("gradients",),
     ScaleGradientWithoutMask: ("gradients",),
+    **dict.fromkeys(
+        (
+            AnotherOutputInTraining,
+            FrozenWhereItsInputIs,
+            RemembersTheLastForward,
+            GradientsMustBeDense,
+            ChangesTheGradientItIsGiven,
+            WrongInWholeVectors,
+            FourAxesAtMost,
+            StartsAtHalfForZero,
+            EightStepsAtMost,
+            ChangesOmega,
+            KeepsItsAnswer,
+            QuantisesVectorsAlone,
+        ),
+        ("as_used",),
+    ),
     NothingAtAll: (
         "lemma_4_1",
         "theorem_4_2_i",

@@ -70,10 +70,20 @@ class NoLevels:
         return current, current
 
 
+class TwoLevels:
+    """At most two spikes, whatever L; QCFS by clamp; no LM-HT."""
+
+    integrate_and_fire = staticmethod(_Right().integrate_and_fire)
+    qcfs = staticmethod(ClampedQCFS().qcfs)
+
+    def mht(self, current: Tensor, *, levels: int, **arguments: Any) -> tuple[Tensor, Tensor]:
+        return _Right().mht(current, levels=min(levels, 2), **arguments)
+
+
 class NeedsAnObject(_Right):
     """Passed as it is: a class."""
 
 
 never_reset, always_raises, hard_reset, rounds = NeverReset(), AlwaysRaises(), HardReset(), RoundForFloor()
 clamped, sigmoid, wrong_shape, no_levels = ClampedQCFS(), SigmoidSurrogate(), WrongShape(), NoLevels()
-inference, tires = Inference(), Tires()
+inference, tires, two_levels = Inference(), Tires(), TwoLevels()

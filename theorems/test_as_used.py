@@ -1,0 +1,238 @@
+"""As networks use a neuron: whole tensors, views, leaves that are trained or not, several forwards before a backward, long trains.
+
+Inputs are multiples of 1/8, with few enough of them that every number below is exact in float32: results are equal, not close.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from theorems import check
+from theorems.conventions import CLIP, SURROGATE
+from theorems.impl import Loaded
+from theorems.oracle import PAPER
+from theorems.test_contract import dyadic
+
+LEVELS, THETA = 3, 0.75
+WIDE = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+HOW = "whole tensors as networks give them, float64 and float32"
+gradients = pytest.mark.statement(
+    "Eqs. 8-9 (gradients)",
+    precondition="none: x, Omega and lambda; s*theta has derivative 1 inside the window",
+    how=HOW,
+)
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a neuron is given; ``upstream`` is dLoss/dout."""
+
+    x: Tensor
+    omega: Tensor
+    leak: Tensor
+    v0: float | Tensor
+    upstream: Tensor
+    leaves: tuple[str, ...] = ("x", "omega", "leak")
+
+    def call(self, impl: Loaded) -> check.Call:
+        """A call of lmht on copies that are trained as ``leaves`` says; views stay views."""
+        given = {
+            name: getattr(self, name).detach().requires_grad_(name in self.leaves) for name in ("x", "omega", "leak")
+        }
+        return check.Call(impl, "lmht", given.pop("x"), levels=LEVELS, theta=THETA, v0=self.v0, **given)
+
+
+def use(dtype: torch.dtype, steps: int, *shape: int) -> Use:
+    mixing = torch.tensor([[((t + 2 * j) % 5 - 2) / 4 for j in range(steps)] for t in range(steps)], dtype=dtype)
+    leak = torch.tensor(0.5 if steps <= 8 else 1.0, dtype=dtype)
+    mixing = mixing if steps <= 8 else torch.eye(steps, dtype=dtype)  # few bits, however long
+    upstream = (dyadic(steps, *shape, seed=3) * 8).clamp(-4, 4).to(dtype)
+    return Use(dyadic(steps, *shape, dtype=dtype), mixing, leak, dyadic(*shape, dtype=dtype, seed=1), upstream)
+
+
+USES: dict[str, Callable[[Use], Use]] = {
+    "as it is": lambda one: one,
+    "v(0) a number": lambda one: replace(one, v0=0.375),
+    "v(0) = 0, a number": lambda one: replace(one, v0=0.0),
+    "the input is not trained": lambda one: replace(one, leaves=("omega", "leak")),
+    "the input alone is trained": lambda one: replace(one, leaves=("x",)),
+    "one number is the gradient of all": lambda one: replace(one, upstream=one.x.new_ones(()).expand(one.x.shape)),
+    "the same current at all steps, a view": lambda one: replace(one, x=one.x[:1].expand(one.x.shape)),
+    "time innermost in memory": lambda one: replace(one, x=one.x.movedim(0, -1).contiguous().movedim(-1, 0)),
+    "Omega transposed": lambda one: replace(one, omega=one.omega.T),
+    "v(0) with strides": lambda one: replace(one, v0=torch.stack([torch.as_tensor(one.v0)] * 2, -1)[..., 0]),
+}
+SIZES: dict[str, tuple[int, ...]] = {
+    "small": (3, 5),
+    "[T, N, C, H, W]": (3, 2, 3, 2, 2),
+    "many neurons": (4, 1500),
+    "T = 16": (16, 40),
+    "T = 70": (70, 3),
+}
+
+
+def equations(one: Use) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Eqs. 7-9 in float64: spikes, potentials after the reset, gradients."""
+    x, omega, leak = (value.double() for value in (one.x, one.omega, one.leak))
+    v = torch.as_tensor(one.v0).double().expand(x.shape[1:])
+    spikes, after, before, potentials = [], [], [], []
+    for current in torch.einsum("tj,j...->t...", omega, x):
+        m = leak * v + current
+        before.append(v)
+        potentials.append(m)
+        s = (m / THETA).floor().clamp(0, LEVELS)
+        v = m - s * THETA
+        spikes.append(s)
+        after.append(v)
+    m, u = torch.stack(potentials), torch.stack(before)
+    g = one.upstream.double() * ((m >= THETA / 2) & (m <= (LEVELS + 0.5) * THETA))
+    found = {"x": torch.einsum("tj,t...->j...", omega, g), "leak": (g * u).sum()}
+    found["omega"] = g.flatten(1) @ x.flatten(1).T
+    return torch.stack(spikes), torch.stack(after), found
+
+
+def equal(got: Tensor, expected: Tensor, what: str) -> None:
+    wrong = int((got.detach().double() != expected).sum())
+    assert not wrong, f"{what}: {wrong} of {expected.numel()} values differ"
+
+
+def called(impl: Loaded, one: Use, what: str) -> check.Call:
+    """A call whose output, while gradients are asked for, is the equations'."""
+    impl.follows_the_paper("the exact cases ask it with the neuron's conventions")
+    call = one.call(impl)
+    equal(call.result, equations(one)[0] * THETA, f"{what}: the output while gradients are asked for")
+    return call
+
+
+def check_gradients(one: Use, call: check.Call, what: str) -> None:
+    call.impl.follows(SURROGATE)
+    *_, expected = equations(one)
+    upstream = one.upstream.clone()
+    call.result.backward(one.upstream)
+    equal(one.upstream, upstream.double(), f"{what}: the caller's dLoss/dout was changed in place")
+    for name, value in call.given.items():
+        if isinstance(value, Tensor):
+            now = call.x if name == "x" else call.arguments[name]
+            equal(now, value.detach().double(), f"{what}: the caller's {name} was changed in place")
+    for name in one.leaves:
+        leaf = call.x if name == "x" else call.arguments[name]
+        assert leaf.grad is not None, f"{what}: no gradient of {name}"
+        equal(leaf.grad, expected[name], f"{what}: d{name}")
+
+
+@pytest.mark.gradient
+@gradients
+@pytest.mark.parametrize("name", USES)
+@WIDE
+def test_a_use(impl: Loaded, name: str, dtype: torch.dtype) -> None:
+    one = USES[name](use(dtype, 3, 5))
+    check_gradients(one, called(impl, one, name), name)
+
+
+@pytest.mark.gradient
+@gradients
+@pytest.mark.parametrize("size", SIZES)
+@WIDE
+def test_a_size(impl: Loaded, size: str, dtype: torch.dtype) -> None:
+    steps, *shape = SIZES[size]
+    one = use(dtype, steps, *shape)
+    check_gradients(one, called(impl, one, size), size)
+
+
+@pytest.mark.gradient
+@gradients
+def test_several_forwards_before_a_backward(impl: Loaded) -> None:
+    """And parameters that an optimiser changes in place between them."""
+    uses = [use(torch.float64, 3, 5), use(torch.float64, 4, 2, 3), use(torch.float64, 3, 5)]
+    uses[2] = replace(uses[2], x=uses[2].x + 0.5)
+    calls = [called(impl, one, "several forwards") for one in uses]
+    for i in (1, 0, 2):
+        check_gradients(uses[i], calls[i], f"forward {i + 1} of three")
+    omega = uses[0].omega.clone().requires_grad_()
+    for change in (0.0, 0.25):
+        with torch.no_grad():
+            omega += change
+        one = replace(uses[0], omega=omega)
+        out = impl.lmht(one.x, levels=LEVELS, theta=THETA, omega=omega, leak=one.leak, v0=one.v0)
+        equal(out, equations(replace(one, omega=omega.detach()))[0] * THETA, "Omega was changed in place")
+
+
+def forward(impl: Loaded, method: str, one: Use) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """A method's spikes and potentials beside the equations' (Omega the identity)."""
+    many = method == "mht"
+    x = one.x if many else one.x.clamp(max=THETA)
+    plain = replace(one, omega=torch.eye(len(x), dtype=torch.float64), x=x)
+    spikes, v = equations(plain)[:2] if many else single(plain)
+    arguments: dict[str, Any] = {"theta": THETA, "leak": float(one.leak), "v0": one.v0}
+    got = getattr(impl, method)(x, **arguments, **({"levels": LEVELS} if many else {}))
+    yield f"{method}'s spikes", got[0], spikes
+    yield f"{method}'s potentials", got[1], v
+
+
+def single(one: Use) -> tuple[Tensor, Tensor]:
+    v, spikes, after = torch.as_tensor(one.v0).double().expand(one.x.shape[1:]), [], []
+    for current in one.x.double():
+        m = float(one.leak) * v + current
+        s = (m >= THETA).double()
+        v = m - s * THETA
+        spikes.append(s)
+        after.append(v)
+    return torch.stack(spikes), torch.stack(after)
+
+
+def check_forward(impl: Loaded, method: str, size: str, dtype: torch.dtype) -> None:
+    """v(0) a number or a tensor, and with strides; what is given stays as it was, what is returned too."""
+    if impl.rules(method) != PAPER:
+        pytest.skip("the exact cases ask it with the neuron's conventions")
+    steps, *shape = SIZES[size]
+    kept: list[tuple[str, Tensor, Tensor]] = []
+    for name in ("as it is", "v(0) a number", "v(0) = 0, a number", "v(0) with strides", "time innermost in memory"):
+        one = USES[name](use(dtype, steps, *shape))
+        before = one.x.clone()
+        for what, got, expected in forward(impl, method, one):
+            equal(got, expected, f"{size}, {name}: {what}")
+            kept.append((f"{what}, after another call", got, expected))
+        equal(one.x, before.double(), "the input was changed in place")
+    for what, got, expected in kept:
+        equal(got, expected, what)
+
+
+@pytest.mark.statement("Eqs. 5-6 (M-HT)", precondition="none", how=HOW)
+@pytest.mark.parametrize("size", SIZES)
+@WIDE
+def test_mht(impl: Loaded, size: str, dtype: torch.dtype) -> None:
+    check_forward(impl, "mht", size, dtype)
+
+
+@pytest.mark.statement("Eqs. 1-2 (IF, LIF)", precondition="none", how=HOW)
+@pytest.mark.parametrize("size", SIZES)
+@WIDE
+def test_integrate_and_fire(impl: Loaded, size: str, dtype: torch.dtype) -> None:
+    check_forward(impl, "integrate_and_fire", size, dtype)
+
+
+@pytest.mark.gradient
+@pytest.mark.statement("Eq. 4 (QCFS)", precondition="none: QCFS, dx = mask, dvartheta = (a - mask*x)/vartheta", how=HOW)
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 4, 5), (4000,)], ids=str)
+@pytest.mark.parametrize("Tq", [1, 3, 4, 7])
+@WIDE
+def test_quantised(impl: Loaded, Tq: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """vartheta = 3 and x in odd multiples of 1/64, on no tie: up to rounding where Tq is no power of two."""
+    impl.follows(CLIP)
+    x = ((dyadic(*shape, seed=Tq) * 8).round() * 8 + 1).to(dtype) / 64 * 1.5
+    upstream = (dyadic(*shape, seed=9) * 8).clamp(-4, 4).to(dtype)
+    leaf, scale = x.clone().requires_grad_(), torch.tensor(3.0, dtype=dtype, requires_grad=True)
+    call = check.Call(impl, "qcfs", leaf, levels=Tq, scale=scale)
+    level = (x.double() * Tq / 3 + 0.5).floor()
+    mask, out = (level >= 0) & (level <= Tq), 3 / Tq * level.clamp(0, Tq)
+    eps = torch.finfo(dtype).eps
+    assert bool(((call.result.double() - out).abs() <= 8 * eps * out).all()), f"value\n{call.source}"
+    call.result.backward(upstream)
+    equal(call.grad("x"), upstream.double() * mask, "dx")
+    terms = upstream.double() * (out - mask * x.double()) / 3
+    bound = eps * (8 + len(terms.flatten())) * float((upstream.double() * (out.abs() + x.abs())).abs().sum())
+    assert abs(float(call.grad("scale")) - float(terms.sum())) <= bound, f"dscale\n{call.source}"
