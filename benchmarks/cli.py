@@ -292,7 +292,10 @@ def report(
                 say(f"profile {profile} has no finished run: its tables show what the paper says")
             committed = {name: record_of(name, None) for name in spec.profiles() if name != profile}
             others = [Results.of(name, record.load(path)) for name, path in committed.items() if path.exists()]
-            page.write(Results.of(profile, ours), out, readme, others, links=publish)
+            one = Results.of(profile, ours)
+            page.write(one, out, readme, others, links=publish)
+            for other in others if publish else []:  # their pages show this one's verdicts and Table 4, too
+                page.write(other, out, None, [one, *(third for third in others if third is not other)], links=True)
             if not records:
                 Store(profile).log_report(out / profile, out / "figures")
                 compare_with_committed(profile, Store(profile))

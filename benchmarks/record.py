@@ -195,7 +195,7 @@ def loads(text: str, where: str) -> list[Record]:
         RecordError: a line is damaged, or two lines are of the same seed.
     """
     found: dict[tuple[str, int], Record] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):  # no other line break
         record = parse(line, f"{where}, line {number}")
         if record.key in found:
             raise RecordError(f"{where}, line {number}: seed {record.seed} of cell {record.cell} stands twice")

@@ -392,6 +392,7 @@ class Store:
         Raises:
             ClaimedError: another process has taken the run over.
         """
+        reason = " ".join(reason.split())  # a table's cell is one line
         with explained(self.uri):
             self._still_ours(run_id)
             self.client.set_tag(run_id, "failed", reason[:5000])

@@ -384,6 +384,35 @@ def test_one_seed_is_judged_over_the_test_images_in_pairs(before: int, after: in
     assert [found.low, found.high] == pytest.approx(exact, abs=0.1)
 
 
+def test_a_baseline_that_was_not_run_itself_may_not_have_learnt() -> None:
+    """A fine-tuned network's own record tells its ANN's accuracy, but not whether the ANN was compared with another."""
+    tuned = {"test/final": 94.0, "ann/accuracy": 95.0, "before/accuracy": 95.0}
+    records = [recorded("table4", "resnet20-tq4-l2t2-exact", seed, 0, metrics=tuned) for seed in SEEDS]
+    says = "resnet20 Tq=4: LM-HT l2t2 is at most"
+    found = judged_part(records, "C4", says)
+    assert found.verdict == "not run"
+    assert "as trained, was not run with all of these seeds" in found.reason
+    trained = [recorded("table4", "resnet20-tq4-if-t4", seed, 95.0) for seed in SEEDS]
+    assert judged_part(records + trained, "C4", says).verdict == "reproduced"
+    assert judged_part(records + trained[1:], "C4", says).verdict == "not run"
+
+
+def test_a_certificate_that_promised_nothing_kept_nothing() -> None:
+    for promised, verdict in ((0.0, "not testable"), (10.0, "reproduced")):
+        metrics = {"test/final": 90.0, "certificate/promised_pct": promised, "certificate/broken_pct": 0.0}
+        records = [recorded("table1", "2", seed, 0, metrics=metrics) for seed in SEEDS]
+        found = judged_part(records, "C7", "ResNet-18 without T-GIM (part added after the first runs): no prediction")
+        assert found.verdict == verdict
+
+
+def test_other_test_data_are_not_compared() -> None:
+    one, two = hybrid(200, 150)
+    moved = two.model_copy(update={"data": {"digest": "e" * 64}})
+    found = judged_part([one, moved], "C4", "resnet20 Tq=4: LM-HT l2t2 minus")
+    assert found.verdict == "not run"
+    assert found.reason == "its rows were tested on different data (seed 42)"
+
+
 def test_one_seed_without_predictions_decides_nothing() -> None:
     records = [recorded("table1", row, 42, 90.0, metrics={"test/final": 90.0, "ops/sops_g": 0.1}) for row in ("2", "3")]
     records.append(recorded("table3", RELU, 42, 93.0))

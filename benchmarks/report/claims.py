@@ -110,6 +110,10 @@ class Claims(Strict):
     claim: list[Claim]
 
 
+class _UntestableError(Exception):
+    """What was run can't tell."""
+
+
 class _NotRunError(Exception):
     pass
 
@@ -236,6 +240,11 @@ def _judge(part: Part, claims: Claims, results: Results) -> Judged:
         values = results.values(part.table, row, metric)
         if values.empty:
             raise _NotRunError(f"row {row_id}: {metric} was not measured")
+        if measures(part.table, row)[metric] == "certificate/broken_pct":  # nothing was promised: nothing was kept
+            promised = results.of_cell(results.cell(row))["certificate/promised_pct"]
+            values = values[promised.reindex(values.index) > 0]
+            if values.empty:
+                raise _UntestableError(f"row {row_id}: no image was certified, so nothing was promised")
         return values.reindex(claims.seeds)
 
     def images_of(row_id: str, metric: str) -> np.ndarray:
@@ -255,7 +264,11 @@ def _judge(part: Part, claims: Claims, results: Results) -> Judged:
             raise _NotRunError(f"no seed of {joined(claims.seeds)} stands in all rows compared")
     except _NotRunError as error:
         return Judged(part, "not run", str(error), **common)
+    except _UntestableError as error:
+        return Judged(part, "not testable", str(error), **common)
     seeds, mean = tuple(values.index), float(values.mean())
+    if differ := _other_data([r for r in (part.of, part.minus, *second) if r], seeds, rows, results):
+        return Judged(part, "not run", f"its rows were tested on different data ({differ})", **common)
     few = f"{len(seeds)} seed" + "s" * (len(seeds) > 1) if len(seeds) < len(claims.seeds) else ""
     failed, unknown = _not_learnt(part, rows, claims, results, seeds)
     reason = ""
@@ -276,6 +289,20 @@ def _judge(part: Part, claims: Claims, results: Results) -> Judged:
     if failed or unknown:
         verdict, reason = ("not testable", failed) if failed else ("not run", unknown)
     return Judged(part, verdict, reason, mean, low, high, **common)
+
+
+def _other_data(names: list[str], seeds: tuple[int, ...], rows: dict[str, spec.Row], results: Results) -> str:
+    """The first seed whose runs in these rows, of one data set by name, saw data of different digests; blank without one."""
+    for seed in seeds:
+        digests: dict[str, set[str]] = {}
+        for name in names:
+            cell = results.cell(rows[name])
+            one = results.finished.get((cell.hash, seed)) if cell else None
+            if cell and one and one.data.get("digest"):
+                digests.setdefault(cell.dataset, set()).add(one.data["digest"])
+        if any(len(found) > 1 for found in digests.values()):
+            return f"seed {seed}"
+    return ""
 
 
 def over_images(values: np.ndarray, confidence: float) -> tuple[float, float]:
@@ -299,10 +326,15 @@ def _not_learnt(
         cell = results.cell(rows[row_id])
         if cell and cell.ann and part.minus_metric == "ann_accuracy_pct":
             cell = cell.ann
-        if cell is None or results.of_cell(cell).empty:
+        if cell is None:
             continue
-        reached, best = float(results.of_cell(cell)["test/final"].reindex(seeds).mean()), results.best_ann(cell)
-        if best is None or np.isnan(reached):
+        runs = results.of_cell(cell)
+        known = pd.Series(dtype=float) if runs.empty else runs["test/final"].reindex(seeds).dropna()
+        if len(known) < len(seeds):
+            unknown = f"the baseline {row_id}, as trained, was not run with all of these seeds: it may not have learnt"
+            continue
+        reached, best = float(known.mean()), results.best_ann(cell)
+        if best is None:
             unknown = f"no ANN was run to tell whether the baseline {row_id} has learnt"
         elif reached < best[0] - claims.learnt_within:
             kind = KINDS[best[1]].title
@@ -419,7 +451,7 @@ def markdown(judged: list[JudgedClaim], results: Results, claims: Claims) -> str
         ]
         for part in one.parts:
             paper = "" if pd.isna(part.published) else f"{part.published:.2f}"
-            verdict = part.said + (f": {part.reason}" if part.reason else "")
+            verdict = part.said + (f": {' '.join(part.reason.split())}" if part.reason else "").replace("|", "\\|")
             lines.append(f"| {part.says} | {part.part.rule} | {interval(part)} | {paper} | {verdict} |")
         lines.append("")
     return "\n".join(lines)

@@ -236,17 +236,16 @@ def grid(count: int, columns: int = 2, height: float = 2.6) -> tuple[Figure, lis
 
 def accuracy_against_sops(results: Results) -> Iterator[Named]:
     """One panel a network: direct training, each neuron at its accuracy and its synaptic operations."""
-    found: dict[tuple[str, str], list[tuple[Row, pd.Series, pd.Series]]] = {}
-    direct = [table for table in tables() if all(row.stage == "trained" for row in load_spec(table).row)]
-    for table, row, cell in rows_of(results, *direct):
+    found: dict[tuple[str, str], dict[str, tuple[Row, pd.Series, pd.Series]]] = {}
+    for table, row, cell in rows_of(results, *tables()):
         accuracy, sops = (results.values(table, row, name) for name in ("accuracy_pct", "sops_g"))
         if row.stage == "trained" and row.tq is None and KINDS[row.neuron].spiking and len(sops):
-            found.setdefault((row.architecture, cell.dataset), []).append((row, accuracy, sops))
+            found.setdefault((cell.architecture, cell.dataset), {}).setdefault(cell.hash, (row, accuracy, sops))
     if not found:
         return
     figure, axes = grid(len(found))
-    for panel, ((architecture, dataset), rows) in zip(axes, found.items(), strict=True):
-        rows.sort(key=lambda one: one[2].mean())
+    for panel, ((architecture, dataset), cells) in zip(axes, found.items(), strict=True):
+        rows = sorted(cells.values(), key=lambda one: one[2].mean())
         for k, (row, accuracy, sops) in enumerate(rows):
             (y, y_ci), (x, x_ci) = mean_and_ci(accuracy), mean_and_ci(sops * 1e3)
             color, marker = KINDS[row.neuron].color, KINDS[row.neuron].marker
