@@ -306,6 +306,7 @@ def test_a_reason_of_several_lines_is_one_line_of_a_table(uri: str) -> None:
     run_id, _ = ours.open_seed("table1", cells()[0], 42, "cpu")
     ours.fail(run_id, "RuntimeError: broken\n  | in two")
     assert list(ours.failures().values()) == ["RuntimeError: broken | in two"]
+    assert [one.reason for one in ours.records()] == ["RuntimeError: broken | in two"]  # what the tables are made of
 
 
 def test_the_kind_of_processor_names_what_decides_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -369,6 +369,12 @@ def test_qcfs_errors_and_nan(backend: str) -> None:
                 kernels.qcfs(x, levels=2, scale=scale)
 
 
+def test_without_torchs_tool_chain_there_is_no_compiled_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.6 without setuptools, say."""
+    monkeypatch.setitem(sys.modules, "torch.utils.cpp_extension", None)
+    assert not compiled.available()
+
+
 @pytest.fixture
 def cpu() -> Iterator[None]:
     if INTERPRETED or not compiled.available():

@@ -167,7 +167,9 @@ def _missing(backend: str, x: Tensor) -> str | None:
         return f"it is for CUDA, the input is on {x.device}"
     if not _installed(backend):
         return (
-            "it needs a C++ compiler (set CXX, or install g++)" if backend == "compiled" else "it needs triton and gcc"
+            "it needs a C++ compiler (set CXX, or install g++; torch 2.6 also needs setuptools)"
+            if backend == "compiled"
+            else "it needs triton and gcc"
         )
     return None
 

@@ -1,4 +1,5 @@
-"""The fast CPU path: ``fire.cpp``, ``qcfs.cpp`` and ``norm.cpp``, compiled for one T and dtype when first needed, in two seconds.
+"""The fast CPU path: ``fire.cpp``, ``qcfs.cpp`` and ``norm.cpp``, compiled for one T and dtype when first needed, in
+seconds (T = 16 in half precision on AVX2: half a minute).
 
 Inductor's C++ tool chain compiles it: it finds the compiler and the OpenMP runtime that torch itself uses, tunes for this
 processor, and keeps the library in its cache on disk. The loops are written by hand: those that Inductor generates from the
@@ -7,6 +8,7 @@ equations leave the T + T^2 sums for lambda and Omega out of the fusion from T =
 
 import ctypes
 import functools
+import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +24,13 @@ NAMES = {torch.float64: "double", torch.float32: "float", torch.bfloat16: "c10::
 
 
 def available() -> bool:
-    """Whether Inductor finds a C++ compiler: ``CXX``, or else the platform's."""
+    """Whether Inductor finds a C++ compiler: ``CXX``, or else the platform's; and torch 2.6 setuptools."""
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:
+        importlib.import_module("torch.utils.cpp_extension")  # by Inductor, when it compiles
         return bool(get_cpp_compiler())
-    except RuntimeError:
+    except (ImportError, RuntimeError):
         return False
 
 
