@@ -114,7 +114,7 @@ def changed(before: str, after: str) -> str:
     pairs = zip(before.splitlines(), after.splitlines(), strict=False)
     if len(before.splitlines()) == len(after.splitlines()):
         return "\n".join(f"-{a.strip()}\n+{b.strip()}" for a, b in pairs if a != b)
-    gone = next(a for a, b in pairs if a != b)  # a decorator is the one thing that is taken out
+    gone = next(a for a, b in pairs if a != b and a.strip())  # a decorator is the one thing that is taken out
     return f"-{gone.strip()}\n+"
 
 

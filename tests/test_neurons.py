@@ -309,6 +309,7 @@ def _lmht(x: Tensor, **changes) -> Tensor:
             "unfolded input must be [T, N, ...] with T = 2, got shape (4, 4)",
         ),
         (lambda: _lmht(torch.ones(2, 3), omega=torch.eye(3)), "omega must be [T, T] with T = 2 steps"),
+        (lambda: _lmht(torch.ones(2, 3), omega=torch.eye(1)), "omega must be [T, T] with T = 2 steps"),
         (lambda: _lmht(torch.ones(2, 3), leak=torch.ones(3)), "a number or one value a step, [T, 1] with T = 2"),
         (lambda: _lmht(torch.ones(2, 2), leak=torch.ones(2)), "there is none a channel"),
         (
