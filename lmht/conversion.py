@@ -78,7 +78,7 @@ def to_lmht(
     if start == "algorithm1":
         if not isinstance(converted, Network):
             raise ValueError("start='algorithm1' scales a stem, which only a lmht.networks.Network has")
-        scale_current(converted.stem, levels, converted)
+        scale_current(converted, levels)
     return converted
 
 
@@ -109,13 +109,13 @@ def _passes_a_factor(step: Step) -> bool:
 
 
 @torch.no_grad()
-def scale_current(stem: nn.Module, factor: float, network: nn.Module) -> None:
+def scale_current(network: Network, factor: float) -> None:
     """Multiply the current that a network's stem delivers: weight and bias of its last affine layer.
 
     Raises:
         ValueError: no layer of the stem is the last one that all of the current passes through, it has no weight, or shares it.
     """
-    found = flow(nn.Sequential(stem))  # a stem that is one layer would be traced into it
+    found = flow(nn.Sequential(network.stem))  # a stem that is one layer would be traced into it
     steps = {step.node: step for step in found.steps}
     node = next(node for node in found.graph.nodes if node.op == "output").args[0]
     while (step := steps.get(node)) and len(step.inputs) == 1 and _passes_a_factor(step):
@@ -197,15 +197,16 @@ def _scale(activation: nn.Module, name: str) -> float:
 def _check_qcfs(activation: nn.Module, scale: float) -> None:
     """ValueError unless an activation is QCFS with this scale, by its values in and around [0, scale], ties left out."""
     x = scale * torch.linspace(-2.5013, 3.4987, 12001, dtype=torch.float64)
+    like = next((tensor for tensor in (*activation.parameters(), *activation.buffers())), x)
     try:
-        y = copy.deepcopy(activation).double().eval()(x)
+        y = copy.deepcopy(activation).double().eval()(x.to(like.device))
     except RuntimeError as error:
         raise ValueError(f"{type(activation).__name__} is not elementwise with one scale: {error}") from error
     if y.numel() != x.numel():
         raise ValueError(
             f"{type(activation).__name__} gives {y.numel()} values for {x.numel()}; it must be elementwise"
         )
-    y = y.reshape(x.shape).double()
+    y = y.reshape(x.shape).to(x)
     levels = max(1, len((y / scale * 2**16).round().unique()) - 1)
     expected = functional.qcfs(x, levels=levels, scale=scale)
     clear = (x * levels / scale - 0.5).sub((x * levels / scale - 0.5).round()).abs() > 1e-4

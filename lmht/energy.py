@@ -221,5 +221,5 @@ def _refuse_doubt(found: Flow) -> None:
             )
         if doubt and step.kind is not Kind.ACTIVATION:
             doubts[step.node] = doubt
-        if step.kind is Kind.UNKNOWN and works_in_place(step.node) and step.inputs:
+        if step.kind is Kind.UNKNOWN and step.sources and works_in_place(step.node):
             doubts |= dict.fromkeys(aliases(step.inputs[0], modules), step.name)

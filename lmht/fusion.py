@@ -60,7 +60,7 @@ def chain(modules: Iterable[nn.Module], x: Tensor, residual: Tensor | None = Non
     Args:
         residual: added before the last module, an activation.
     """
-    left = deque(module for module in modules if type(module) is not nn.Sequential or len(module) or _watched(module))
+    left = deque(module for module in modules if not _empty(module))
     if not left:
         return x if residual is None else x + residual
     while left:
@@ -110,6 +110,10 @@ def fits(norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tensor | N
 
 def _innermost(x: Tensor) -> bool:
     return x.movedim(1, -1).is_contiguous()
+
+
+def _empty(module: nn.Module) -> bool:
+    return type(module) is nn.Sequential and all(map(_empty, module)) and not _watched(module)
 
 
 def _watched(module: nn.Module) -> bool:

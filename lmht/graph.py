@@ -73,28 +73,22 @@ DIVIDING = (operator.truediv, operator.itruediv, torch.div, "div")
 SCALING = _NEGATING + _MULTIPLYING + DIVIDING
 _PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, F.scaled_dot_product_attention, "matmul", "bmm")
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-_VIEWS: tuple[Any, ...] = (
-    torch.reshape,
-    torch.flatten,
-    torch.unflatten,
-    torch.squeeze,
-    torch.unsqueeze,
-    torch.transpose,
-    torch.permute,
-)
-_VIEWS += (
-    torch.chunk,
-    torch.split,
-    "reshape",
-    "view",
-    "flatten",
-    "unflatten",
-    "squeeze",
-    "unsqueeze",
-    "transpose",
-    "permute",
-)
-_VIEWS += ("chunk", "split", "contiguous", "expand", operator.getitem, *_IN_PLACE)
+_VIEWS = {
+    *(torch.reshape, torch.flatten, torch.unflatten, torch.squeeze, torch.unsqueeze, torch.transpose, torch.permute),
+    *(
+        "reshape",
+        "view",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "transpose",
+        "permute",
+        "contiguous",
+        "expand",
+    ),
+    *(torch.chunk, torch.split, "chunk", "split", operator.getitem, *_IN_PLACE),
+}
 _SHAPE = (getattr, "size", "dim", "numel", len)
 _RESHAPING = (torch.reshape, "reshape", "view")  # row by row: time stays outermost
 _LINEAR = (
@@ -391,12 +385,14 @@ def check_same(before: Flow, network: nn.Module, kind: type[nn.Module], what: st
         after = flow(network, kind)
     except ValueError as error:
         raise ValueError(
-            f"{what}: the forward does not take another activation, which it reads from or keeps in a list or function ({error})"
+            f"{what}: the forward can't take another activation: it must call it by attribute (an nn.ModuleList for a list), "
+            f"and read nothing of it ({error})"
         ) from error
     said = [_said(found) for found in (before, after)]
     if changed := [name for (name, *old), (_, *new) in zip(*said, strict=False) if old != new]:
         raise ValueError(
-            f"{what}: {changed[0]} changes with the activation, whose levels, steps or class the forward reads"
+            f"{what}: {changed[0]} changes with the activation, whose levels, steps or class the forward reads; keep a number of "
+            "your own"
         )
     replaced = sum(isinstance(step.module, kind) for step in after.steps)
     if len(said[0]) != len(said[1]) or replaced != len(before.of(Kind.ACTIVATION)):
@@ -411,7 +407,7 @@ def _said(found: Flow) -> list[tuple[Any, ...]]:
         in_time = getattr(node.target, "__module__", "") == base.__name__
         arguments: Any = node.all_input_nodes if in_time else (node.args, node.kwargs)
         target = node.meta.get("constant", node.target)
-        said.append((_place(node, node.name), node.op, target, repr(fx.map_arg(arguments, lambda n: places[n]))))
+        said.append((_place(node, node.name), node.op, target, repr(fx.map_arg(arguments, lambda n: f"%{places[n]}"))))
     return said
 
 
@@ -483,8 +479,8 @@ def aliases(value: fx.Node, modules: dict[str, nn.Module]) -> set[fx.Node]:
         passes = isinstance(module, nn.Identity | nn.Flatten | nn.Unflatten | nn.modules.dropout._DropoutNd)
         return passes or (module is None and node.target in (*_VIEWS, *_DROPOUT))
 
-    while is_view(value) and isinstance(value.args[0], fx.Node):
-        value = value.args[0]
+    while is_view(value):
+        value = value.all_input_nodes[0]
     found, ahead = {value}, [value]
     while ahead:
         views = {user for user in ahead.pop().users if is_view(user)} - found

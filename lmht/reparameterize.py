@@ -325,7 +325,7 @@ def _cut(found: Flow, network: nn.Module) -> list[tuple[Tensor, int]]:
     seen = {step.node for step in found.steps}
     modules = dict(network.named_modules(remove_duplicate=False))
     for node in found.graph.nodes:  # parameters that are used as they are, too
-        if node.op == "get_attr":
+        if node.op == "get_attr" and not all(user.target is getattr for user in node.users):  # its dtype, say
             owner, _, name = str(node.target).rpartition(".")
             used = [getattr(modules[owner], name)]
         else:

@@ -1,6 +1,7 @@
 """What reviewers brought: forwards that the graph tools took for something else; each is right now, or refused by name."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +105,37 @@ def test_no_twin(forward: Forward, message: str) -> None:
         reparameterize(MultiStep(Three(neuron, forward), 2))
 
 
+def by_name(m: Three, x: Tensor) -> Tensor:
+    h = m.act1(m.a(x))
+    y = torch.flatten(input=m.b(h), start_dim=1)
+    y += m.d2(h)
+    return m.c(m.act2(y))
+
+
+def test_a_view_by_name_and_a_weights_dtype_are_fine() -> None:
+    def typed(m: Three, x: Tensor) -> Tensor:
+        assert m.b.weight.dtype is not None
+        return by_name(m, x)
+
+    for forward in (by_name, typed):
+        net = Three(neuron, forward)
+        net.d2 = nn.Linear(6, 6).double()
+        snn = MultiStep(net, 2)
+        expected, _ = foretell(snn, IMAGES)
+        torch.testing.assert_close(reparameterize(snn)(IMAGES), expected)
+
+
+def test_an_image_may_change_in_place() -> None:
+    def shifted(m: Three, x: Tensor) -> Tensor:
+        return m.c(m.act1(m.a(x.clone().sub_(0.5))))
+
+    net = MultiStep(Three(neuron, shifted), 2)
+    counted = count_operations(net, IMAGES)
+    assert counted.sops["module.c"] == pytest.approx(fed(net, "module.c", IMAGES), rel=1e-12)
+    assert counted.macs["module.a"] == 2 * 36
+    assert len(counted.uncounted) == 1
+
+
 def test_rows_that_a_view_mixes_are_not_known() -> None:
     def mixing(m: Three, x: Tensor) -> Tensor:
         y = m.act1(m.a(x))
@@ -162,9 +194,9 @@ def test_products_by_name_are_told() -> None:
     assert count_operations(MultiStep(Three(neuron, attention), 2), IMAGES).uncounted
 
 
-def test_a_replaced_forward_is_refused() -> None:
+def test_a_replaced_forward_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     net = Three(qcfs, rated)
-    net.forward = lambda x: net.c(x)  # type: ignore[method-assign]
+    monkeypatch.setattr(net, "forward", net.c.forward)
     with pytest.raises(ValueError, match="forward of its own"):
         count_operations(net, IMAGES)
 
@@ -181,8 +213,8 @@ def test_a_residual_meets_an_empty_sequential() -> None:
     x, residual = torch.randn(2, 3), torch.randn(2, 3)
     assert torch.equal(fusion.chain([nn.Sequential()], x, residual), x + residual)
     norm = nn.BatchNorm1d(3).eval()
-    chained = fusion.chain([norm, nn.ReLU(), nn.Sequential()], x, residual)
-    assert torch.equal(chained, F.relu(norm(x) + residual))
+    for empty in (nn.Sequential(), nn.Sequential(nn.Sequential())):
+        assert torch.equal(fusion.chain([norm, nn.ReLU(), empty], x, residual), F.relu(norm(x) + residual))
 
 
 def test_a_stem_that_shares_its_weight_is_not_scaled() -> None:
@@ -193,6 +225,27 @@ def test_a_stem_that_shares_its_weight_is_not_scaled() -> None:
         to_lmht(net, 2, 2, start="algorithm1")
 
 
+def test_nir_sums() -> None:
+    pytest.importorskip("nir", reason="nir is not installed")
+    from lmht.interop.nir import to_nir
+
+    def sums(m: Three, x: Tensor) -> Tensor:
+        return m.c(m.act2(sum([m.b(m.act1(m.a(x))), m.d2(x)]) + 0))
+
+    def weighed(m: Three, x: Tensor) -> Tensor:
+        return m.c(m.act2(torch.add(m.b(m.act1(m.a(x))), m.d2(x), alpha=2)))
+
+    graphs = []
+    for forward in (sums, weighed):
+        net = Three(lambda: lmht.IF(2), forward)
+        net.d2 = nn.Linear(6, 6).double()
+        graphs.append(MultiStep(net, 2))
+    into = {source for source, target in to_nir(graphs[0], IMAGES).edges if target == "module.act2.v"}
+    assert into == {"module.b", "module.d2", "module.act2.reset"}
+    with pytest.raises(ValueError, match="scales by alpha"):
+        to_nir(graphs[1], IMAGES)
+
+
 def test_steps_and_batches_are_checked() -> None:
     for steps in (0, 2.0, True):
         with pytest.raises(ValueError, match=r"steps .T. must be an integer >= 1"):
@@ -200,7 +253,9 @@ def test_steps_and_batches_are_checked() -> None:
     net = MultiStep(Three(neuron, lambda m, x: m.c(m.act1(m.a(x)))), 2)
     with pytest.raises(ValueError, match=r"never calls module\.act2"):
         certify(net, [IMAGES])
+    nothing: Any = None
+    several: Any = [IMAGES]
     with pytest.raises(ValueError, match="got NoneType"):
-        certify(net, None)  # type: ignore[arg-type]
+        certify(net, nothing)
     with pytest.raises(ValueError, match="foretell takes a batch of images, got list"):
-        foretell(net, [IMAGES])  # type: ignore[arg-type]
+        foretell(net, several)

@@ -282,6 +282,12 @@ def recorded(table: str, row_id: str, seed: int, accuracy: float, **more: Any) -
     )
 
 
+def of_profile(name: str, row: spec.Row) -> dict[str, Any]:
+    """What makes a record one of another profile."""
+    cell = spec.resolve(row, spec.load_profile(name))
+    return {"cell": cell.hash, "config": cell.model_dump(mode="json")}
+
+
 def judged_part(records: list[Record], claim: str, says: str) -> claims.Judged:
     """The one part of a claim whose statement holds these words, judged."""
     found = claims.judge(claims.load(), tables.Results.of("digits", records))
@@ -579,6 +585,49 @@ def test_the_readme_block_is_renewed_between_its_markers(uri: str, tmp_path: Pat
     assert readme.read_text() == f"above\n\n{page.BEGIN}\nnew\n{page.END}\nbelow\n"
 
 
+def test_an_error_while_a_report_is_written_leaves_the_old_files(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole or not at all: a disk that is full in the middle of a file cuts none off, and not README's hand-written end."""
+    readme = tmp_path / "README.md"
+    readme.write_text(f"top\n{page.BEGIN}\nold\n{page.END}\nend\n")
+    results = tables.Results.of("digits", Store("digits", uri).records())
+    page.write(results, tmp_path, readme)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(path: Path, text: str, **_: Any) -> int:
+        with path.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    frame = pd.DataFrame({"row": ["1"]})
+    monkeypatch.setattr(tables, "table_frame", lambda *_: frame)
+    for write in (
+        lambda: tables.write_tables(results, tmp_path / "digits"),
+        lambda: claims.write([], results, claims.load(), tmp_path / "digits"),
+        lambda: page.update_readme(readme, "new\n"),
+    ):
+        with pytest.raises(OSError, match="No space left"):
+            write()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_publishing_one_profile_renews_the_pages_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page shows every profile's verdicts."""
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text(f"{page.BEGIN}\n{page.END}\n")
+    for name in ("digits", "paper"):
+        (row,) = spec.select_rows("table4", spec.load_spec("table4"), ["resnet20-tq4-if-t4"])
+        one = recorded("table4", row.id, 42, 95.0).model_copy(update=of_profile(name, row))
+        Path("results", name).mkdir(parents=True)
+        Path("results", name, "runs.jsonl").write_text(dumps([one]))
+    Path("results", "paper", "report.html").write_text("old")
+    told = CliRunner().invoke(app, ["report", "--records", "results/digits/runs.jsonl", "--publish"])
+    assert told.exit_code == 0, told.output
+    assert "<th>claim</th><th>digits</th><th>paper</th>" in Path("results/paper/report.html").read_text()
+
+
 def test_figures_say_what_the_store_holds(written: Path) -> None:
     names = {path.stem for path in (written / "digits" / "figures").glob("*.svg")}
     assert names >= {"accuracy_sops", "accuracy_latency", "hybrid", "training_curves", "tgim_resnet18"}
@@ -612,10 +661,6 @@ def test_the_page_stands_alone_and_is_small(written: Path) -> None:
 
 def test_profiles_stand_side_by_side_and_table_4_on_the_papers_data_first(tmp_path: Path) -> None:
     (row,) = spec.select_rows("table4", spec.load_spec("table4"), ["resnet20-tq4-if-t4"])
-
-    def of_profile(name: str, row: spec.Row) -> dict[str, Any]:
-        cell = spec.resolve(row, spec.load_profile(name))
-        return {"cell": cell.hash, "config": cell.model_dump(mode="json")}
 
     metrics = {"test/final": 65.0, "if/T4/accuracy": 33.25}
     update = of_profile("paper", row) | {"metrics": metrics}

@@ -79,3 +79,5 @@ def test_refused() -> None:
             ValueError, match=r"must be a snntorch.SpikingNeuron with init_hidden=True and output=False"
         ):
             FromSnnTorch(node, T)
+    with pytest.raises(ValueError, match=r"graded_spikes_factor = 0\.5; a spike counts 1"):
+        FromSnnTorch(snntorch.Leaky(0.9, init_hidden=True, graded_spikes_factor=0.5), T)

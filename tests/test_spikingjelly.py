@@ -117,3 +117,5 @@ def test_theirs_in_our_networks() -> None:
     assert torch.equal(alone(data / 4), beside(data / 4))
     with pytest.raises(ValueError, match=r"T = 4, the network steps = 2"):
         build("VGG-13", lambda: FromSpikingJelly(theirs(), T), classes=5, steps=2, width=1 / 16)
+    with pytest.raises(ValueError, match="NonSpikingLIFNode is no spiking neuron"):
+        FromSpikingJelly(neuron.NonSpikingLIFNode(), T)

@@ -289,7 +289,8 @@ class StatementReport:
         """A convention is no failure: who runs the suite on every commit wants to hear of what is none."""
         whole = session.exitstatus == pytest.ExitCode.TESTS_FAILED and not session.shouldfail
         alone = bool(self.outcomes) and session.testscollected in (0, len(self.outcomes))
-        if alone and all(outcome.outcome == "skipped" for outcome in self.outcomes.values()):
+        skipped = all(outcome.outcome == "skipped" for outcome in self.outcomes.values())
+        if session.exitstatus == pytest.ExitCode.OK and alone and skipped:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED  # nothing was asked
         if whole and not self.strict and self.all_explained(session.testsfailed):
             session.exitstatus, self.only_conventions = pytest.ExitCode.OK, True

@@ -221,7 +221,7 @@ def test_integrate_and_fire(impl: Loaded, size: str, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("Tq", [1, 3, 4, 7])
 @WIDE
 def test_quantised(impl: Loaded, Tq: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """vartheta = 3 and x in odd multiples of 1/64, on no tie: up to rounding where Tq is no power of two."""
+    """vartheta = 3, x in odd multiples of 3/128, so that x * Tq / 3 + 1/2 is no integer: equal up to rounding."""
     impl.follows(CLIP)
     x = ((dyadic(*shape, seed=Tq) * 8).round() * 8 + 1).to(dtype) / 64 * 1.5
     upstream = (dyadic(*shape, seed=9) * 8).clamp(-4, 4).to(dtype)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from benchmarks.files import write_text
 from benchmarks.latency.record import RECORD
 from benchmarks.report import figures
 from benchmarks.store import Store
@@ -97,19 +98,19 @@ def write(store: Store, out: Path) -> None:
     Raises:
         StoreError: the store can't be read.
     """
-    out.mkdir(parents=True, exist_ok=True)
     for device, reason in DEVICES.items():
         run = load(store, device)
         path = out / f"latency-{device}"
         if run is None and path.with_suffix(".md").exists():
             continue
         if run is None:
-            pd.DataFrame([{"status": reason}], columns=COLUMNS).to_csv(path.with_suffix(".csv"), index=False)
+            frame = pd.DataFrame([{"status": reason}], columns=COLUMNS)
+            write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
             text = f"# Latency, {device}\n\n{reason}. `tox run -e gpu` on a machine with one fills this page.\n"
-            path.with_suffix(".md").write_text(text if device == "cuda" else text.split("`")[0].strip() + "\n")
+            write_text(path.with_suffix(".md"), text if device == "cuda" else text.split("`")[0].strip() + "\n")
             continue
-        run.lines[COLUMNS].to_csv(path.with_suffix(".csv"), index=False, float_format="%.4g")
-        path.with_suffix(".md").write_text(page(run, device))
+        write_text(path.with_suffix(".csv"), run.lines[COLUMNS].to_csv(index=False, float_format="%.4g"))
+        write_text(path.with_suffix(".md"), page(run, device))
         with matplotlib.rc_context(figures.STYLE):
             figures.save(roofline(run), out / "figures", f"roofline-{device}")
 

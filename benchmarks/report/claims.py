@@ -11,6 +11,7 @@ import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
 from benchmarks import spec
+from benchmarks.files import write_text
 from benchmarks.neurons import KINDS
 from benchmarks.report.tables import Results, half_width, joined, measures, number, several_data_sets, stands_in
 from benchmarks.spec import HERE, SpecError, Strict
@@ -459,6 +460,5 @@ def markdown(judged: list[JudgedClaim], results: Results, claims: Claims) -> str
 
 def write(judged: list[JudgedClaim], results: Results, claims: Claims, folder: Path) -> None:
     """Write ``claims.csv`` and ``claims.md``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    frame(judged, results, claims).to_csv(folder / "claims.csv", index=False, lineterminator="\n")
-    (folder / "claims.md").write_text(markdown(judged, results, claims))
+    write_text(folder / "claims.csv", frame(judged, results, claims).to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "claims.md", markdown(judged, results, claims))

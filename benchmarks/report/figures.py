@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.data import SIZES
+from benchmarks.files import written
 from benchmarks.neurons import BLUE, GREEN, GREY, KINDS, ORANGE, PINK, RED, SKY
 from benchmarks.report.tables import Results, half_width
 from benchmarks.run.network import network_of
@@ -66,8 +67,8 @@ def write_runs(results: Results, folder: Path) -> dict[str, str]:
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight", facecolor="white")
+    with written(folder / f"{name}.svg") as part:
+        figure.savefig(part, metadata={"Date": None}, bbox_inches="tight", facecolor="white")
 
 
 def panels(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:

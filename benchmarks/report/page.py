@@ -8,7 +8,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from benchmarks import spec
+from benchmarks import files, spec
 from benchmarks.report import claims, figures, tables
 from benchmarks.spec import SpecError, load_spec
 
@@ -81,7 +81,7 @@ def write(
     shown += [Figure(name, text, inline(out / "figures" / f"{name}.svg")) for name, text in EQUATIONS.items()]
     order = [*spec.profiles()]
     sides = Sides.of(sorted([results, *others], key=lambda one: order.index(one.name)), rules)
-    (folder / "report.html").write_text(html(results, views, judged, rules, shown, sides, links))
+    files.write_text(folder / "report.html", html(results, views, judged, rules, shown, sides, links))
     top = sides.table4 or {"digits": views["table1"]}
     if readme and results.name in top:
         update_readme(readme, readme_block(top, sides, rules, out))
@@ -177,4 +177,4 @@ def update_readme(path: Path, block: str) -> None:
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise SpecError(f"{path} must hold the lines {BEGIN} and {END} once each, in this order")
     before, rest = text.split(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n{block}{END}{rest.split(END)[1]}")
+    files.write_text(path, f"{before}{BEGIN}\n{block}{END}{rest.split(END)[1]}")

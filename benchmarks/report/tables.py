@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats  # scipy ships no types
 
+from benchmarks.files import write_text
 from benchmarks.neurons import is_ann
 from benchmarks.record import COUNTED_IMAGES, Record
 from benchmarks.spec import HERE, Cell, Profile, Row, Spec, load_profile, load_spec, no_data, published, resolve, tables
@@ -542,11 +543,10 @@ def markdown_table(shown: View) -> list[str]:
 
 def write_tables(results: Results, folder: Path) -> dict[str, View]:
     """Write ``<table>.csv`` and ``<table>.md`` of every table into the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     views = {}
     for table in tables():
         frame = table_frame(table, results)
-        frame.to_csv(folder / f"{table}.csv", index=False, lineterminator="\n")
+        write_text(folder / f"{table}.csv", frame.to_csv(index=False, lineterminator="\n"))
         views[table] = view(table, frame, results)
-        (folder / f"{table}.md").write_text(markdown(views[table], results))
+        write_text(folder / f"{table}.md", markdown(views[table], results))
     return views
