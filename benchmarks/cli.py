@@ -391,9 +391,9 @@ def evaluate(
 
     try:
         device, store = resolve_device(device), Store(profile)
-        frame, where = store.seeds(), {key: provenance()[key] for key in ("commit", "dirty", "cpu")}
-        runs = {(line.cell, line.seed): line.run_id for line in frame.itertuples()} if len(frame) else {}
-        finished = [one for one in store.records() if one.status == "finished"]
+        held, where = store.held(), {key: provenance()[key] for key in ("commit", "dirty", "cpu")}
+        runs = {key: run_id for key, (run_id, _) in held.items()}
+        finished = [one for _, one in held.values() if one.status == "finished"]
         old = [one for one in finished if every or not one.evaluation or one.evaluation.version != VERSION]
         failed = 0
         for one in sorted(old, key=lambda record: record.key):

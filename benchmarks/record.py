@@ -118,6 +118,18 @@ class Record(Strict):
     def key(self) -> tuple[str, int]:
         return self.cell, self.seed
 
+    @property
+    def trained_on(self) -> str:
+        """The kind of processor, and the devices if they are others."""
+        cpu, device = self.provenance.get("cpu", "an unnamed kind"), self.provenance.get("device", "cpu")
+        return cpu if device in ("", "cpu") else f"{device} ({cpu})"
+
+    def evaluated_after(self, other: "Record") -> bool:
+        """Whether a newer version of the evaluation measured the same training."""
+        if not self.evaluation or not other.evaluation or self.checkpoint_sha256 != other.checkpoint_sha256:
+            return False
+        return self.evaluation.version > other.evaluation.version
+
     @cached_property
     def classes(self) -> dict[str, np.ndarray]:
         """``labels`` and all predictions, [N] each."""
@@ -225,19 +237,20 @@ def dumps(records: Iterable[Record]) -> str:
 
 
 def refuse_loss(new: Iterable[Record], path: Path) -> None:
-    """Refuse to write these records over a file that holds runs which they do not: lost, or another training of the same seed.
+    """Refuse to write these records over a file that holds runs which they do not: lost, another training of the same seed, or an
+    older evaluation of it.
 
     Raises:
         RecordError: it does, or the file can't be read.
     """
-    ours = {one.key: one.checkpoint_sha256 for one in new if one.status == "finished"}
+    ours = {one.key: one for one in new if one.status == "finished"}
     there = [one for one in load(path) if one.status == "finished"] if path.exists() else []
+    remedy = f"`python -m benchmarks import {path}`, with the same --profile, takes them in first"
     if lost := [one for one in there if one.key not in ours]:
-        raise RecordError(
-            f"{path} holds {len(lost)} finished runs that the store does not; `python -m benchmarks import {path}`, with "
-            "the same --profile, takes them in first"
-        )
-    if other := [one for one in there if one.checkpoint_sha256 != ours[one.key]]:
+        raise RecordError(f"{path} holds {len(lost)} finished runs that the store does not; {remedy}")
+    if newer := [one for one in there if one.evaluated_after(ours[one.key])]:
+        raise RecordError(f"{path} holds newer evaluations of {len(newer)} runs than the store; {remedy}")
+    if other := [one for one in there if one.checkpoint_sha256 != ours[one.key].checkpoint_sha256]:
         raise RecordError(
             f"{path} holds another training of {len(other)} of these runs ({other[0].title}, seed {other[0].seed}: another "
             "checkpoint); write to another file, or move that one away if these shall take its place"
@@ -252,9 +265,9 @@ class Comparison:
     """A run and the committed one.
 
     Attributes:
-        verdict: ``identical`` (checkpoint, history, metrics and predictions, bit for bit), ``differs``, or ``not committed``.
+        verdict: ``identical`` (checkpoint, history, metrics, predictions, T-GIMs, bit for bit), ``differs``, or ``not committed``.
         points: by how much the test accuracy differs, ours minus theirs.
-        kinds: the two kinds of processor, ours first.
+        kinds: the two kinds of processor, with the devices if they are others; ours first.
     """
 
     ours: Record
@@ -293,17 +306,19 @@ def _compare(one: Record, other: Record | None) -> Comparison:
     common = one.metrics.keys() & other.metrics.keys()  # an older evaluation may lack some
     differing = [name for name in sorted(common) if one.metrics[name] != other.metrics[name]]
     shared = one.classes.keys() & other.classes.keys()
+    lacking = "" if "test/final" in shared else " (missing)"
+    unlike = [name for name in shared if not np.array_equal(one.classes[name], other.classes[name])]
     parts = {
         "checkpoint": one.checkpoint_sha256 != other.checkpoint_sha256,
         "data": one.data.get("digest") != other.data.get("digest"),
         "history": curves(one) != curves(other),
-        "predictions": any(not np.array_equal(one.classes[name], other.classes[name]) for name in shared),
+        f"predictions{lacking}": bool(lacking or unlike),
+        "T-GIMs": one.tgim != other.tgim,
         f"{len(differing)} of {len(common)} metrics": bool(differing),
     }
     what = ", ".join(name for name, different in parts.items() if different)
     points = one.metrics.get("test/final", 0.0) - other.metrics.get("test/final", 0.0)
-    kinds = one.provenance.get("cpu", "an unnamed kind"), other.provenance.get("cpu", "an unnamed kind")
-    return Comparison(one, "differs" if what else "identical", what, points, kinds)
+    return Comparison(one, "differs" if what else "identical", what, points, (one.trained_on, other.trained_on))
 
 
 def in_one_line(found: Sequence[Comparison]) -> str:

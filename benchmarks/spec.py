@@ -1,6 +1,7 @@
 """Specs and profiles (TOML, strict) and how a table's row becomes a cell: config, seed-free, named by the hash of its content."""
 
 import hashlib
+import itertools
 import json
 import tomllib
 from functools import cached_property
@@ -113,19 +114,21 @@ class Spec(Strict):
 
 
 class RecipeBook(Strict):
-    """A base recipe and what single data sets (the paper's names) change in it."""
+    """A base recipe, what single networks change in it, and what single data sets (the paper's names) then do."""
 
     base: Recipe
+    architecture: dict[str, dict[str, Any]] = {}
     dataset: dict[str, dict[str, Any]] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> "RecipeBook":
-        for name in self.dataset:
-            self.of(name)
+        for architecture, dataset in itertools.product(["", *self.architecture], ["", *self.dataset]):
+            self.of(architecture, dataset)
         return self
 
-    def of(self, dataset: str) -> Recipe:
-        return Recipe(**(self.base.model_dump() | self.dataset.get(dataset, {})))
+    def of(self, architecture: str, dataset: str) -> Recipe:
+        changed = self.architecture.get(architecture, {}) | self.dataset.get(dataset, {})
+        return Recipe(**(self.base.model_dump() | changed))
 
 
 class Profile(Strict):
@@ -160,6 +163,10 @@ class Profile(Strict):
             if name not in self.datasets:
                 raise ValueError(f"{name!r} is none of the profile's data sets: {', '.join(self.datasets)}")
         return self
+
+    def architecture(self, row: Row) -> str:
+        """The network of a row: the paper's, or the one that the profile has on its data set."""
+        return self.dataset_architecture.get(row.dataset, row.architecture)
 
 
 def content_hash(config: dict[str, Any]) -> str:
@@ -227,9 +234,14 @@ def load_profile(name: str) -> Profile:
     if name not in profiles():
         raise SpecError(f"unknown profile {name!r}; known: {', '.join(profiles())}")
     profile = read(HERE / "profiles" / f"{name}.toml", Profile)
-    named = dict.fromkeys(row.dataset for table in tables() for row in load_spec(table).row)
+    rows = [row for table in tables() for row in load_spec(table).row]
+    named = dict.fromkeys(row.dataset for row in rows)
     if unknown := [dataset for dataset in profile.datasets if dataset not in named]:
         raise SpecError(f"{name}.toml: no table has a row on {unknown[0]!r}; there are rows on {', '.join(named)}")
+    run = dict.fromkeys(profile.architecture(row) for row in rows if row.dataset in profile.datasets)
+    changed = [profile.networks, profile.direct.architecture, profile.ann.architecture, profile.finetune.architecture]
+    if unknown := [network for some in changed for network in some if network not in run]:
+        raise SpecError(f"{name}.toml: none of its rows has a network {unknown[0]!r}; they have {', '.join(run)}")
     return profile
 
 
@@ -292,14 +304,14 @@ def resolve(row: Row, profile: Profile) -> Cell:
 
 def _cell(row: Row, profile: Profile, neuron: NeuronSpec, book: RecipeBook, **upstream: Any) -> Cell:
     dataset = profile.datasets[row.dataset]
-    architecture = profile.dataset_architecture.get(row.dataset, row.architecture)
+    architecture = profile.architecture(row)
     options = profile.networks.get(architecture, {}) | profile.dataset_networks.get(row.dataset, {})
     return Cell(
         dataset=dataset,
         architecture=architecture,
         network=options,
         neuron=neuron,
-        recipe=book.of(row.dataset),
+        recipe=book.of(architecture, row.dataset),
         qcfs_scale=profile.qcfs_scale,
         float64_checks=profile.float64_checks,
         threads=profile.threads,

@@ -426,9 +426,15 @@ class Store:
         self.client.log_text(run_id, record.line() + "\n", RECORD)
 
     def records(self, imported: bool = True) -> list[Record]:
-        """The record of every finished seed, and of the latest failure of a seed that has not finished; a run trained here
-        goes before an imported one. ``imported=False`` leaves those out: only runs trained here can confirm a record."""
-        found: dict[tuple[str, int], Record] = {}
+        """The record of every finished seed, and of the latest failure of a seed that has not finished.
+
+        ``imported=False`` leaves imported ones out: only runs trained here can confirm a record.
+        """
+        return [record for _, record in self.held(imported).values()]
+
+    def held(self, imported: bool = True) -> dict[tuple[str, int], tuple[str, Record]]:
+        """Run id and record of those seeds, by cell hash and seed; a run trained here goes before an imported one."""
+        found: dict[tuple[str, int], tuple[str, Record]] = {}
         with explained(self.uri):
             runs = self._search(SEEDS)
             runs += self._search("tags.kind = 'seed' and attributes.status = 'FAILED'")
@@ -444,8 +450,8 @@ class Store:
             for run in runs:  # the last one of a seed stays
                 path = Path(self.client.download_artifacts(run.info.run_id, RECORD))
                 record = parse(path.read_text(encoding="utf-8"), f"run {run.info.run_id}, {RECORD}")
-                found[record.key] = record
-        return list(found.values())
+                found[record.key] = run.info.run_id, record
+        return found
 
     def renew(self, run_id: str, record: Record) -> None:
         """Put another evaluation of a run in the place of the one that it has: its record and its metrics."""
@@ -454,15 +460,19 @@ class Store:
             self.client.log_text(run_id, record.line() + "\n", RECORD)
 
     def take_in(self, records: Sequence[Record]) -> int:
-        """Log runs from their records, without training: those that say more than the store holds of their seed: nothing yet, or
-        a failure, while they are finished. Returns how many.
+        """Log runs from their records, without training: those that say more than the store holds of their seed: nothing yet, a
+        failure, while they are finished, or an older evaluation of the same training. Returns how many.
 
         They have everything but a checkpoint, and the tag ``imported``.
         """
-        held = {record.key: record.status for record in self.records()}
+        held = self.held()
         taken = 0
         for record in records:
-            if held.get(record.key) in ("finished", record.status):
+            run_id, mine = held.get(record.key, ("", None))
+            if mine and record.evaluated_after(mine):
+                self.renew(run_id, record)
+                taken += 1
+            if mine and mine.status in ("finished", record.status):
                 continue
             cell = Cell(**record.config)
             try:

@@ -231,6 +231,8 @@ def test_hybrid_rows_run_end_to_end_once_and_alike(
     assert "seed 42" not in output
 
     before = record.dumps(store.records())
+    for run_id, one in store.held().values():
+        store.renew(run_id, one.model_copy(update={"metrics": one.metrics | {"ops/of_the_past": 1.0}}))
     newer = evaluate.VERSION + 1
     monkeypatch.setattr(evaluate, "VERSION", newer)
     code, output = invoke("evaluate", "--device", "cpu")

@@ -85,7 +85,7 @@ def test_bars_show_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> N
         ("epochs = 15", "epochs = 15\nmomentum = 1.5", "momentum"),
         ("epochs = 15", "epochs = 15\nweight_decay = -1", "weight_decay"),
         ("learning_rate = 0.005", "learning_rat = 0.005", "learning_rat"),
-        ('[ann.dataset."ImageNet-1k"]', '[ann.dataset."ImageNet-2k"]', "ImageNet-2k"),
+        ("[ann.base]", '[ann.dataset."ImageNet-2k"]\nepochs = 3\n[ann.base]', "ImageNet-2k"),
         ("width = 0.0625", "width = 0", "the width of ResNet-19 is a number above 0"),
         ("width = 0.0625", "width = -1", "the width of ResNet-19 is a number above 0"),
         ("width = 0.0625", "width = nan", "the width of ResNet-19 is a number above 0"),
@@ -102,6 +102,22 @@ def test_nonsense_in_a_profile_is_named_when_it_is_read(before: str, after: str,
         spec.read(path, spec.Profile)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("before", ['[ann.architecture."ResNet-34"]', '"ResNet-34" = {'])
+def test_a_network_that_no_row_of_a_profile_has_is_an_error(
+    before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert before in DIGITS
+    shutil.copytree(spec.HERE / "specs", tmp_path / "specs")
+    shutil.copytree(spec.HERE / "published", tmp_path / "published")
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "mine.toml").write_text(DIGITS.replace(before, before.replace("34", "43"), 1))
+    monkeypatch.setattr(spec, "HERE", tmp_path)
+    with pytest.raises(
+        SpecError, match=r"mine\.toml: none of its rows has a network 'ResNet-43'; they have ResNet-18, "
+    ):
+        spec.load_profile("mine")
 
 
 @pytest.mark.parametrize("change", [{"levels": 0}, {"steps": 0}, {"tq": 0, "start": "exact"}, {"neuron": "if"}])

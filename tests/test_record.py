@@ -230,6 +230,50 @@ def test_runs_are_compared_bit_for_bit(store: Store) -> None:
     assert line.startswith("0 of 1 runs identical")
     assert "1 differ, in test accuracy by at most 1.00 points (here x86_64 AVX2, committed" in line
     assert "1 runs have no committed counterpart" in record.in_one_line(record.compare([one], []))
+    for other, what in [
+        (like(predictions={}), "predictions (missing)"),
+        (like(tgim={"layer1": {"omega": [[1.0]], "leak": [1.0]}}), "T-GIMs"),
+    ]:
+        (found,) = record.compare([other], [one])
+        assert found.text.startswith(f"differs in {what}; test accuracy +0.00 points; on ")
+        (found,) = record.compare([one], [other])
+        assert found.verdict == "differs"
+    on_gpu = like(checkpoint_sha256="0" * 64, provenance=one.provenance | {"device": "NVIDIA X", "cpu": "x86_64 AVX2"})
+    (found,) = record.compare([on_gpu], [one])
+    assert "; on NVIDIA X (x86_64 AVX2), the committed one on " in found.text
+
+
+def test_a_newer_evaluation_takes_the_place_of_an_older_one_and_never_the_other_way(
+    store: Store, tmp_path: Path
+) -> None:
+    (one,) = [r for r in store.records() if r.status == "finished"]
+    assert one.evaluation
+    later = one.evaluation.model_copy(update={"version": one.evaluation.version + 1})
+    path = tmp_path / "runs.jsonl"
+    path.write_text(record.dumps([one.model_copy(update={"evaluation": later, "metrics": one.metrics | {"new": 1.0}})]))
+    before = path.read_bytes()
+    refused = CliRunner().invoke(app, ["export", str(path)])
+    assert refused.exit_code == 1
+    assert "holds newer evaluations of 1 runs than the store" in " ".join(refused.output.split())
+    assert path.read_bytes() == before
+    for expected in ("1 of 1", "0 of 1"):
+        done = CliRunner().invoke(app, ["import", str(path)])
+        assert f"{expected} runs taken in" in done.output
+    (held,) = [r for r in store.records() if r.status == "finished"]
+    assert record.dumps([held]).encode() == before
+    assert store.seeds()["new"].tolist() == [1.0]
+    older = tmp_path / "older.jsonl"
+    older.write_text(record.dumps([one]))
+    assert "0 of 1 runs taken in" in CliRunner().invoke(app, ["import", str(older)]).output
+    assert CliRunner().invoke(app, ["export", str(older)]).exit_code == 0
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85"])
+def test_a_line_of_a_record_ends_where_json_says(store: Store, mark: str) -> None:
+    (one,) = [r for r in store.records() if r.status == "finished"]
+    strange = one.model_copy(update={"provenance": one.provenance | {"machine": f"a{mark}b"}})
+    (found,) = record.loads(record.dumps([strange]), "runs.jsonl")
+    assert found.provenance == strange.provenance
 
 
 def test_a_report_changes_no_tracked_file_and_says_how_its_runs_compare(

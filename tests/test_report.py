@@ -333,6 +333,37 @@ def test_a_baseline_that_has_not_learnt_tests_nothing(baseline: float, relu: flo
     )
 
 
+@pytest.mark.parametrize("profile", spec.profiles())
+def test_of_every_baseline_it_can_be_told_whether_it_has_learnt(profile: str) -> None:
+    results = tables.Results.of(profile, [])
+    anns = {(ann.architecture, str(ann.network), ann.dataset) for ann in results.anns}
+    for part in (part for claim in claims.load().claim for part in claim.part):
+        rows = {row.id: row for row in spec.load_spec(part.table).row}
+        for row in (part.minus, part.less.minus if part.less else None):
+            cell = results.cell(rows[row]) if row else None
+            assert cell is None or (cell.architecture, str(cell.network), cell.dataset) in anns, (part.table, row)
+
+
+def test_parts_that_read_other_numbers_of_the_same_runs_all_stand() -> None:
+    """Conversions at two latencies are two numbers of one run."""
+    rules = claims.load()
+    part = claims.Part(says="", table="table4", metric="accuracy_pct", of="resnet20-tq4-if-t2", above=0)
+    changes: list[dict[str, Any]] = [{}, {"of": "resnet20-tq4-if-t8"}, {"minus": "resnet20-tq4-if-t4"}]
+    changes += [{"minus": "resnet20-tq4-if-t8"}, {"minus": "resnet20-tq4-if-t8", "relative": True}, {"above": 1}]
+    parts = [part.model_copy(update=change) for change in changes]
+    claim = rules.claim[0].model_copy(update={"part": [*parts, part]})
+    (judged,) = claims.judge(rules.model_copy(update={"claim": [claim]}), tables.Results.of("digits", []))
+    assert [one.part for one in judged.parts] == parts
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("0.0009996", "1 M"), ("0.0009994", "999 k"), ("0.9996", "1 G"), ("123.456", "123 G"), ("0", "0"), ("", "")],
+)
+def test_a_number_of_operations_has_the_unit_of_what_it_is_rounded_to(value: str, text: str) -> None:
+    assert tables.operations({"neuron": "if", "sops_g_mean": value}).text == text
+
+
 def test_whether_a_baseline_has_learnt_is_asked_of_the_seeds_compared() -> None:
     records = [recorded("table1", "1", seed, 70.0 + seed % 2) for seed in SEEDS[:2]]
     records += [recorded("table1", "1", seed, 92.0) for seed in SEEDS[2:]]  # without their counterparts
@@ -513,14 +544,17 @@ def test_the_papers_own_numbers_keep_its_claims() -> None:
 
 def table1(change: float = 0.0, seeds: Iterable[int] = SEEDS, checkpoint: str = "c" * 64) -> list[Record]:
     """Rows 1 and 2 of Table 1, and their network's ReLU ANN; ``change`` is added to the second."""
+    packed = pack(np.zeros(1, np.int64), {"test/final": np.zeros(1, np.int64)})
     noise = dict(zip(SEEDS, (0.0, 0.2, -0.2, 0.1, -0.1), strict=True))
     accuracy = {"1": 90.0, "2": 92.0 + change}
     found = [
-        recorded("table1", row, seed, value + noise[seed] * int(row), checkpoint_sha256=checkpoint)
+        recorded("table1", row, seed, value + noise[seed] * int(row), checkpoint_sha256=checkpoint, predictions=packed)
         for row, value in accuracy.items()
         for seed in seeds
     ]
-    return found + [recorded("table3", RELU, seed, 93.0, checkpoint_sha256=checkpoint) for seed in seeds]
+    return found + [
+        recorded("table3", RELU, seed, 93.0, checkpoint_sha256=checkpoint, predictions=packed) for seed in seeds
+    ]
 
 
 @pytest.mark.parametrize(

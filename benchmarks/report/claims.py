@@ -226,12 +226,13 @@ def _judge(part: Part, claims: Claims, results: Results) -> Judged:
     cells = [cell.hash if cell else name for cell, name in zip(compared, names, strict=True)]
     several = several_data_sets(spec.load_spec(part.table))
     stand_in = several and stands_in(rows[part.of], results)
-    stages = [rows[r].stage for r in (part.of, part.minus) if r]
+    metrics = [part.metric, part.minus_metric or part.metric, part.metric, part.metric]
+    measured = [measures(part.table, rows[name])[metric] for name, metric in zip(names, metrics, strict=False)]
     common: dict[str, Any] = {
         "published": float("nan") if stand_in else _published(part, rows),
         "datasets": used,
         "where": (used if stand_in else rows[part.of].dataset) if several else "",
-        "runs": str((cells, stages, part.metric, part.minus_metric, part.rule)),
+        "runs": str((cells, measured, part.relative, part.rule)),
     }
 
     def seeds_of(row_id: str, metric: str) -> pd.Series:

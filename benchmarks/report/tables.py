@@ -219,7 +219,7 @@ def ours(table: str, rows: list[Row], spec: Spec, paper: pd.DataFrame, results: 
     line = {
         "row": joined(row.id for row in rows),
         "label": row.label,
-        "architecture": results.profile.dataset_architecture.get(row.dataset, row.architecture),
+        "architecture": results.profile.architecture(row),
         "paper_dataset": row.dataset if beside else "",
         "dataset_used": cell.dataset if cell else "",
         "neuron": row.neuron,
@@ -353,12 +353,12 @@ def percent(line: Line, name: str, digits: int = 2) -> Shown:
 
 
 def scaled(value: str, units: tuple[tuple[float, str], ...]) -> Shown:
-    """A number with the largest unit that leaves at least one digit before the point."""
+    """A number, rounded, with the largest unit that leaves at least one digit before the point."""
     if not value:
         return Shown("")
-    amount = float(value)
-    factor, unit = next((u for u in units if abs(amount) >= u[0]), units[-1])
-    return Shown(f"{amount / factor:.3g} {unit}" if amount else "0", amount)
+    rounded = float(f"{float(value):.3g}")
+    factor, unit = next((u for u in units if abs(rounded) >= u[0]), units[-1])
+    return Shown(f"{rounded / factor:.3g} {unit}" if rounded else "0", float(value))
 
 
 def operations(line: Line, name: str = "sops_g") -> Shown:
@@ -369,6 +369,9 @@ def operations(line: Line, name: str = "sops_g") -> Shown:
 
 
 def energy(line: Line) -> Shown:
+    """Energy of synaptic operations; an ANN has none."""
+    if is_ann(line["neuron"]):
+        return Shown("")
     return scaled(line.get("energy_mj_mean", ""), ((1, "mJ"), (1e-3, "µJ"), (1e-6, "nJ")))
 
 

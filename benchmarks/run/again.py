@@ -14,6 +14,8 @@ from benchmarks.spec import Cell
 from lmht.conversion import to_lmht
 from lmht.kernels import use_backend
 
+TRAINED = {"val/final", "test/best", "test/best_val"}  # looked at after each epoch
+
 
 def again(
     record: Record, checkpoint: Path, ann: Path | None, *, root: Path, device: str, where: dict[str, str]
@@ -45,7 +47,7 @@ def again(
             f"{cell.name}, seed {record.seed}: the data in {info.source} are not those that it was trained on; bring them back"
         )
     _, _, test = data.loaders(info, recipe.batch_size, seed=record.seed, workers=0, device=on)
-    metrics, classes = dict(record.metrics), dict[str, Tensor]()
+    metrics, classes = {name: record.metrics[name] for name in TRAINED & record.metrics.keys()}, dict[str, Tensor]()
     with use_backend(cell.backend):
         if cell.ann:
             assert ann is not None
