@@ -182,6 +182,10 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """The network and one tensor: what else its forward takes has its default."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         leaf = isinstance(m, Neuron | QCFS | self.activation) or _known(m) is not None
         return leaf or super().is_leaf_module(m, module_qualified_name)
@@ -224,11 +228,16 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
         )
     _check_forward(network, type(network).__name__)
     tracer = _Tracer(activation)
-    parameters = list(inspect.signature(network.forward).parameters.values())
-    defaults = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
+    asked = [
+        name
+        for name, one in list(inspect.signature(network.forward).parameters.items())[1:]
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    if asked:
+        raise ValueError(f"{type(network).__name__} takes more than one input: {', '.join(asked)}")
     with evaluating(network), _attributes_kept(network):
         try:
-            graph = tracer.trace(network, defaults or None)
+            graph = tracer.trace(network)
             for node in graph.nodes:  # each trace names them anew
                 if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
                     node.meta["constant"] = getattr(network, str(node.target)).tolist()
@@ -467,8 +476,9 @@ def operands(node: fx.Node) -> list[Any]:
 
 def works_in_place(node: fx.Node) -> bool:
     """Whether a call changes its first argument, torch's methods by their name."""
-    name = node.target if isinstance(node.target, str) and node.op == "call_method" else ""
-    return node.target in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    target = called(node)
+    name = target if isinstance(target, str) else ""
+    return target in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
 
 
 def aliases(value: fx.Node, modules: dict[str, nn.Module]) -> set[fx.Node]:
@@ -477,7 +487,7 @@ def aliases(value: fx.Node, modules: dict[str, nn.Module]) -> set[fx.Node]:
     def is_view(node: fx.Node) -> bool:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         passes = isinstance(module, nn.Identity | nn.Flatten | nn.Unflatten | nn.modules.dropout._DropoutNd)
-        return passes or (module is None and node.target in (*_VIEWS, *_DROPOUT))
+        return passes or called(node) in (*_VIEWS, *_DROPOUT)
 
     while is_view(value):
         value = value.all_input_nodes[0]
@@ -538,34 +548,31 @@ def _of_call(node: fx.Node, data: list[fx.Node], counted: set[fx.Node], modules:
         order = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
         return Kind.LINEAR if order and order[0] == 0 else Kind.UNKNOWN
     if target is operator.getitem and isinstance(args[0], fx.Node):
-        whole = isinstance(args[1], tuple) and args[1][0] == slice(None) and node.all_input_nodes == [args[0]]
+        whole = isinstance(args[1], tuple) and args[1][:1] in ((), (slice(None),)) and node.all_input_nodes == [args[0]]
         return Kind.LINEAR if whole or (args[0].target in _PARTS and isinstance(args[1], int)) else Kind.UNKNOWN
     return Kind.UNKNOWN
 
 
 def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> Iterator[Step]:
     modules = dict(network.named_modules(remove_duplicate=False))
-    called = [modules[str(node.target)] for node in graph.nodes if node.op == "call_module"]
+    all_called = [modules[str(node.target)] for node in graph.nodes if node.op == "call_module"]
     ends: Any = Neuron | QCFS | activation
-    if not any(isinstance(module, ends) for module in called):
+    if not any(isinstance(module, ends) for module in all_called):
         ends = nn.ReLU  # an ANN's layers end there
     sources: dict[fx.Node, frozenset[str]] = {}
     counted: set[fx.Node] = set()  # numbers that depend on how many rows there are
     for node in graph.nodes:
         if node.op == "placeholder":
-            if not sources:
-                sources[node] = frozenset()
-            elif not node.args:
-                raise ValueError(f"{type(network).__name__} takes more than one input: {node.target}")
+            sources[node] = frozenset()
             continue
         inputs = [n for n in node.all_input_nodes if n in sources]
-        if node.target in _SHAPE or not inputs:
+        if called(node) in _SHAPE or not inputs:
             if _counts_rows(node, counted):
                 counted.add(node)
             module = modules[str(node.target)] if node.op == "call_module" else None
             if isinstance(module, ends):
                 raise ValueError(f"{node.target} ({type(module).__name__}) is applied to something else than data")
-            if node.target is getattr and inputs and node.args[1] not in ("shape", "dtype", "device", "ndim"):
+            if called(node) is getattr and inputs and node.args[1] not in ("shape", "dtype", "device", "ndim"):
                 sources[node] = frozenset[str]().union(*(sources[n] for n in inputs))
                 yield Step(node, _place(node, f".{node.args[1]}"), Kind.UNKNOWN, None, tuple(inputs), sources[node])
             continue
@@ -594,15 +601,19 @@ def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> 
 
 def _counts_rows(node: fx.Node, counted: set[fx.Node]) -> bool:
     """Whether a number made of data's shape may depend on the length of their first axis."""
-    if node.target is getattr:
+    target = called(node)
+    if target is getattr:
         return str(node.args[1]) == "shape"
-    if node.target is operator.getitem and node.args[0] in counted:
+    if target is operator.getitem and node.args[0] in counted:
         return not _keeps_time(node.args[1])
-    if node.target == "size" and len(node.args) == 2:
+    if target == "size" and len(node.args) == 2:
         return not _keeps_time(node.args[1])
-    return (node.op != "get_attr" and node.target in ("size", "numel", len)) or not counted.isdisjoint(
-        node.all_input_nodes
-    )
+    return target in ("size", "numel", len) or not counted.isdisjoint(node.all_input_nodes)
+
+
+def called(node: fx.Node) -> Any:
+    """The function, or the name of the method, that a node calls; None for a module or parameter, whatever it is called."""
+    return node.target if node.op in ("call_function", "call_method") else None
 
 
 def _place(node: fx.Node, name: str) -> str:

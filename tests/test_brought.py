@@ -70,8 +70,8 @@ def through_a_view(m: Three, x: Tensor) -> Tensor:
 
 
 def listing(m: Three, x: Tensor) -> Tensor:
-    m.kept.append(x)
-    return m.c(m.act1(m.a(x)))
+    m.kept.append(y := m.act1(m.a(x)))
+    return m.c(y)
 
 
 IMAGES = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -95,10 +95,11 @@ def test_a_twin_that_the_forward_does_not_take_is_refused(forward: Forward) -> N
     ("forward", "message"),
     [
         (through_a_view, "iadd .*is not known"),
+        (lambda m, x: m.c(m.act2(torch.add(m.b(m.act1(m.a(x))), other=1.0))), "the offset of add .*can't be cut"),
         (lambda m, x: m.c(m.act2(m.b(m.act1(m.a(x)) * m.b.bias))), "b.bias is used in two places"),
         (lambda m, x: m.c(m.act2(m.b(m.act1(m.a(x)) * m.b(m.mask)))), "b is used in two places"),
     ],
-    ids=["in a view", "a factor", "on a constant"],
+    ids=["in a view", "an offset by name", "a factor", "on a constant"],
 )
 def test_no_twin(forward: Forward, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -114,7 +115,7 @@ def by_name(m: Three, x: Tensor) -> Tensor:
 
 def test_a_view_by_name_and_a_weights_dtype_are_fine() -> None:
     def typed(m: Three, x: Tensor) -> Tensor:
-        assert m.b.weight.dtype is not None
+        assert m.c.weight.dtype is not None
         return by_name(m, x)
 
     for forward in (by_name, typed):
@@ -125,9 +126,49 @@ def test_a_view_by_name_and_a_weights_dtype_are_fine() -> None:
         torch.testing.assert_close(reparameterize(snn)(IMAGES), expected)
 
 
+class Named(nn.Module):
+    """Layers that are called as methods of tensors are, and arguments beside the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.size, self.act, self.add, self.dim = nn.Linear(6, 6), qcfs(), nn.BatchNorm1d(6), nn.Linear(6, 3)
+        self.flatten, self.view = qcfs(), nn.Parameter(torch.rand(6))
+        self.double().eval()
+
+    def forward(
+        self,
+        images: Tensor,
+        *more: Any,
+        shape: tuple[int, ...] = (6, 6),
+        scales: list[int] = [2],  # noqa: B006
+        layers: dict[str, str] = {"last": "dim"},  # noqa: B006
+        early: bool = False,
+    ) -> Tensor:
+        assert not more
+        y = self.act(self.size(images))[()]
+        y = y if early else self.flatten(self.add(y) * scales[0] + self.view)
+        return getattr(self, layers["last"])(y.reshape(-1, shape[1]))
+
+
+def test_names_and_arguments_of_all_kinds() -> None:
+    net = Named()
+    torch.testing.assert_close(to_lmht(net, 2, 2)(IMAGES), net(IMAGES), rtol=1e-12, atol=1e-12)
+    assert count_operations(net, IMAGES).macs == {"size": 36, "dim": 18}
+
+    class Two(Named):
+        def forward(self, images: Tensor, mask: Tensor, *, scale: float) -> Tensor:  # type: ignore[override]
+            return super().forward(images * mask * scale)
+
+    with pytest.raises(ValueError, match="Two takes more than one input: mask, scale"):
+        to_lmht(Two(), 2, 2)
+
+
 def test_an_image_may_change_in_place() -> None:
     def shifted(m: Three, x: Tensor) -> Tensor:
-        return m.c(m.act1(m.a(x.clone().sub_(0.5))))
+        y = x.clone()
+        y.sub_(0.5)
+        return m.c(m.act1(m.a(y)))
 
     net = MultiStep(Three(neuron, shifted), 2)
     counted = count_operations(net, IMAGES)
@@ -244,6 +285,8 @@ def test_nir_sums() -> None:
     assert into == {"module.b", "module.d2", "module.act2.reset"}
     with pytest.raises(ValueError, match="scales by alpha"):
         to_nir(graphs[1], IMAGES)
+    with pytest.raises(ValueError, match=r"takes no images of shape \[4, 5\], torch.float64: .*cannot be multiplied"):
+        to_nir(graphs[0], IMAGES[:, :5])
 
 
 def test_steps_and_batches_are_checked() -> None:

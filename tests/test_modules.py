@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lmht import LMHT, QCFS, FreeTGIM
 from lmht.conversion import replace_modules, to_if, to_lmht
 from lmht.energy import count_operations
-from lmht.graph import WRAPPERS, non_affine
+from lmht.graph import non_affine
 from lmht.networks import MultiStep
 from lmht.reparameterize import certify, reparameterize
 
@@ -341,7 +341,15 @@ def one_process() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("wrap", [*WRAPPERS, torch.compile])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        nn.parallel.DistributedDataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        torch.compile,
+    ],
+)
 def test_wrappers_are_looked_through(wrap: Callable[[nn.Module], nn.Module], one_process: None) -> None:
     data = images(LINE)
     ann = around(nn.Linear(6, 5), LINE, lambda: QCFS(4, 1.0))

@@ -221,6 +221,7 @@ SMOOTH = [*NEURONS, lmht.MHT(2, 3, temporal_gradient=False), lmht.QCFS(4)]
 
 
 @pytest.mark.parametrize("module", SMOOTH, ids=repr)
+@pytest.mark.filterwarnings("error:neurons on")
 @pytest.mark.parametrize("width", [5, 8192])  # of 8192 and without a transform, the fused operators
 def test_torch_func_differentiates_as_autograd_does(module: nn.Module, width: int) -> None:
     module = copy.deepcopy(module).double()

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from lmht.graph import ADDING, Kind, Norm, Step, check_time, check_unchanged, evaluating, flow, operands, unwrap
+from lmht.graph import ADDING, Kind, Norm, Step, called, check_time, check_unchanged, evaluating, flow, operands, unwrap
 from lmht.networks import base
 from lmht.neurons import Neuron
 from lmht.reparameterize import is_plain, window_tgim
@@ -50,7 +50,7 @@ def to_nir(network: nn.Module, images: Tensor) -> nir.NIRGraph:
 
     Raises:
         ValueError: a neuron of more levels, another T-GIM or a leak, an operation that NIR does not have (max-pooling, products), a
-            module used twice, another dtype, or what :func:`lmht.graph.check_unchanged` refuses.
+            module used twice, another dtype, images of another shape, or what :func:`lmht.graph.check_unchanged` refuses.
     """
     network = unwrap(network)
     check_unchanged(network)
@@ -61,8 +61,12 @@ def to_nir(network: nn.Module, images: Tensor) -> nir.NIRGraph:
             f"NIR export needs one dtype, float32 or float64, got {sorted(map(str, dtypes))}; call .float() first"
         )
     found = flow(network)
-    with evaluating(network):
-        ShapeProp(fx.GraphModule(network, found.graph)).propagate(images)
+    try:
+        with evaluating(network):
+            ShapeProp(fx.GraphModule(network, found.graph)).propagate(images)
+    except RuntimeError as error:
+        why = str(error.__cause__ or error).split("\n")[0]
+        raise ValueError(f"the network takes no images of shape {list(images.shape)}, {images.dtype}: {why}") from error
     graph = _Graph({step.node: step for step in found.steps}, dtypes.pop())
     graph.nodes["input"] = nir.Input({"input": np.array(images.shape[1 + network.frames :])})
     for step in found.steps:
@@ -98,13 +102,13 @@ class _Graph:
 
     def add(self, step: Step) -> None:
         module, name = step.module, str(step.node.target)
-        adds = step.node.target in _ADDING and step.kind is Kind.LINEAR
+        adds = called(step.node) in _ADDING and step.kind is Kind.LINEAR
         if adds and step.node.kwargs.get("alpha", 1) != 1:
             raise ValueError(f"{step.name} scales by alpha, which NIR's edges can't; scale in the layer before")
         sources = self.carried(*(operands(step.node) if adds else step.inputs))
         if step.kind is Kind.NORMALISATION:
             self.summands[step.node] = [self._fold(step)]
-        elif adds or type(module) in _NOTHING or step.node.target in _NOTHING:
+        elif adds or type(module) in _NOTHING or called(step.node) in _NOTHING:
             self.summands[step.node] = sources
         elif isinstance(module, Neuron):
             self._put_neuron(step.name, name, module, _shape(step.node), sources)
@@ -125,7 +129,7 @@ class _Graph:
                 return nir.AvgPool2d(np.array(_pair(module.kernel_size)), np.array(_pair(module.stride)), padding)
         if type(module) is nn.AdaptiveAvgPool2d and math.prod(_shape(step.node)[1:]) == 1:
             return nir.AvgPool2d(np.array(before[1:]), np.array(before[1:]), np.array([0, 0]))
-        flattens = isinstance(module, nn.Flatten) or step.node.target in (torch.flatten, "flatten")
+        flattens = isinstance(module, nn.Flatten) or called(step.node) in (torch.flatten, "flatten")
         if flattens and step.kind is Kind.LINEAR and len(_shape(step.node)) == 1:
             return nir.Flatten({"input": np.array(before)}, start_dim=0)  # NIR's shapes have no batch axis
         raise ValueError(f"{step.name} has no counterpart in NIR; replace it")
