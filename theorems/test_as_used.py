@@ -37,13 +37,15 @@ class Use:
     v0: float | Tensor
     upstream: Tensor
     leaves: tuple[str, ...] = ("x", "omega", "leak")
+    levels: int = LEVELS
+    theta: float = THETA
 
     def call(self, impl: Loaded) -> check.Call:
         """A call of lmht on copies that are trained as ``leaves`` says; views stay views."""
         given = {
             name: getattr(self, name).detach().requires_grad_(name in self.leaves) for name in ("x", "omega", "leak")
         }
-        return check.Call(impl, "lmht", given.pop("x"), levels=LEVELS, theta=THETA, v0=self.v0, **given)
+        return check.Call(impl, "lmht", given.pop("x"), levels=self.levels, theta=self.theta, v0=self.v0, **given)
 
 
 def use(dtype: torch.dtype, steps: int, *shape: int) -> Use:
@@ -52,6 +54,17 @@ def use(dtype: torch.dtype, steps: int, *shape: int) -> Use:
     mixing = mixing if steps <= 8 else torch.eye(steps, dtype=dtype)  # few bits, however long
     upstream = (dyadic(steps, *shape, seed=3) * 8).clamp(-4, 4).to(dtype)
     return Use(dyadic(steps, *shape, dtype=dtype), mixing, leak, dyadic(*shape, dtype=dtype, seed=1), upstream)
+
+
+def at_ties(one: Use, theta: float, leak: float) -> Use:
+    """v(1) = 3/8; m(2) = k*theta, or 2**-15 less, for k = 0 to 4."""
+    k = torch.arange(5, dtype=one.x.dtype)
+    m = torch.stack([k * theta, k * theta - 2**-15], -1)
+    x = torch.stack([torch.full_like(m, 0.375), m - leak * 0.375])
+    upstream = torch.ones_like(x)
+    return replace(
+        one, x=x, omega=torch.eye(2).to(x), leak=torch.tensor(leak).to(x), v0=0.0, theta=theta, upstream=upstream
+    )
 
 
 USES: dict[str, Callable[[Use], Use]] = {
@@ -65,6 +78,15 @@ USES: dict[str, Callable[[Use], Use]] = {
     "time innermost in memory": lambda one: replace(one, x=one.x.movedim(0, -1).contiguous().movedim(-1, 0)),
     "Omega transposed": lambda one: replace(one, omega=one.omega.T),
     "v(0) with strides": lambda one: replace(one, v0=torch.stack([torch.as_tensor(one.v0)] * 2, -1)[..., 0]),
+    # more bits than half types have, so that what is rounded to one of them on the way is seen
+    "Omega and v(0) of 13 bits": lambda one: replace(
+        one, omega=one.omega + 2**-12, v0=0.375 + 2**-12, upstream=one.upstream.sign()
+    ),
+    "a current of 13 bits": lambda one: replace(one, x=one.x + 2**-12, upstream=one.upstream.sign()),
+    "theta of 12 bits, m at its multiples and just below": lambda one: at_ties(one, THETA + 2**-12, 0.5),
+    "a leak of 12 bits, m at multiples of theta and just below": lambda one: at_ties(one, THETA, 0.5 + 2**-12),
+    "a gradient of 12 bits": lambda one: replace(one, upstream=one.upstream.sign() * (1 + 2**-11)),
+    "L = 65 536": lambda one: replace(one, x=one.x * 2**15, levels=65_536),
 }
 SIZES: dict[str, tuple[int, ...]] = {
     "small": (3, 5),
@@ -84,12 +106,12 @@ def equations(one: Use) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         m = leak * v + current
         before.append(v)
         potentials.append(m)
-        s = (m / THETA).floor().clamp(0, LEVELS)
-        v = m - s * THETA
+        s = (m / one.theta).floor().clamp(0, one.levels)
+        v = m - s * one.theta
         spikes.append(s)
         after.append(v)
     m, u = torch.stack(potentials), torch.stack(before)
-    g = one.upstream.double() * ((m >= THETA / 2) & (m <= (LEVELS + 0.5) * THETA))
+    g = one.upstream.double() * ((m >= one.theta / 2) & (m <= (one.levels + 0.5) * one.theta))
     found = {"x": torch.einsum("tj,t...->j...", omega, g), "leak": (g * u).sum()}
     found["omega"] = g.flatten(1) @ x.flatten(1).T
     return torch.stack(spikes), torch.stack(after), found
@@ -104,7 +126,7 @@ def called(impl: Loaded, one: Use, what: str) -> check.Call:
     """A call whose output, while gradients are asked for, is the equations'."""
     impl.follows_the_paper("the exact cases ask it with the neuron's conventions")
     call = one.call(impl)
-    equal(call.result, equations(one)[0] * THETA, f"{what}: the output while gradients are asked for")
+    equal(call.result, equations(one)[0] * one.theta, f"{what}: the output while gradients are asked for")
     return call
 
 

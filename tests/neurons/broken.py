@@ -452,6 +452,42 @@ class QuantisesVectorsAlone(Neuron):
         return super().qcfs(x, **arguments) * (x.dim() < 4)
 
 
+class RoundsOmega(Neuron):
+    """Parameters are kept in half precision, the input is not."""
+
+    def mix(self, omega: Tensor, x: Tensor) -> Tensor:
+        return super().mix(omega + (omega.bfloat16().to(omega.dtype) - omega).detach(), x)
+
+
+class RoundsTheta(Neuron):
+    def fired(self, m: Tensor, theta: float, levels: int) -> Tensor:
+        return super().fired(m, float(torch.tensor(theta).half()), levels)
+
+
+class RoundsLeak(Neuron):
+    def potential(self, v: Tensor, current: Tensor, leak: float | Tensor) -> Tensor:
+        rounded = torch.as_tensor(leak).bfloat16().to(v.dtype) if isinstance(leak, float) else leak
+        if isinstance(leak, Tensor):
+            rounded = leak + (leak.half().to(leak.dtype) - leak).detach()
+        return super().potential(v, current, rounded)
+
+
+class RoundsTheCurrent(Neuron):
+    def wide(self, x: Tensor) -> Tensor:
+        wide = super().wide(x)
+        return wide + (wide.bfloat16().to(wide.dtype) - wide).detach()
+
+
+class RoundsGradients(Neuron):
+    def lmht(self, x: Tensor, **arguments: Any) -> Tensor:
+        return _Passing.apply(super().lmht(x, **arguments), lambda g: g.half().to(g.dtype))
+
+
+class CountsInSixteenBits(Neuron):
+    def fired(self, m: Tensor, theta: float, levels: int) -> Tensor:
+        return super().fired(m, theta, levels).to(torch.int16).to(m.dtype)
+
+
 class NothingAtAll(Neuron):
     """Returns silence, whatever comes in: what a suite that can pass by accident would like."""
 
@@ -522,6 +558,9 @@ CAUGHT_BY: dict[type[Neuron], tuple[str, ...]] = {
             QuantisesVectorsAlone,
         ),
         ("as_used",),
+    ),
+    **dict.fromkeys(
+        (RoundsOmega, RoundsTheta, RoundsLeak, RoundsTheCurrent, RoundsGradients, CountsInSixteenBits), ("as_used",)
     ),
     NothingAtAll: (
         "lemma_4_1",
