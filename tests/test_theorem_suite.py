@@ -45,6 +45,11 @@ OTHER_CONVENTIONS: dict[str, tuple[str, str, dict[str, str]]] = {
         {"Eq. 7 (LM-HT)": "holds", "Eqs. 5-6 (M-HT)": "holds"}
         | dict.fromkeys(("Conventions", "Lemma 4.1", "Lemma A.1", "Theorem 4.4"), "differs"),
     ),
+    "leak_up_to_one": (
+        "clamps a leak above 1 to 1",
+        "lambda = 5/4, v(0) = 1/2, I = (0): s = (0), v = (1/2); the paper: s = (0), v = (5/8)",
+        {"Conventions": "differs", "Eqs. 5-6 (M-HT)": "holds", "Eqs. 8-9 (gradients)": "holds", "Theorem A.2": "differs"},
+    ),
     "clamped": (
         "no gradient at the clip's bounds",
         "Tq = 4, scale = 4, x = 0: d(out)/dx = 0; the paper: 1",
@@ -133,6 +138,16 @@ def test_a_convention_is_named_and_no_bug(theorems: Callable[..., Run], neuron: 
     assert example in line
     assert "FAILS" not in run.output
     assert verdicts(run.output) == asked
+
+
+def test_answers_like_no_known_neurons_are_told(theorems: Callable[..., Run]) -> None:
+    run = theorems("theorems", "--statement", "Conventions", "--impl", "tests.neurons.broken:PartialReset_neuron")
+    assert run.code == pytest.ExitCode.TESTS_FAILED, run.output
+    assert verdicts(run.output) == {"Conventions": "FAILS"}
+    assert (
+        "mht is neither the paper's nor a known neuron's: L = 2, T = 3, theta = 1, v(0) = 0, I = (-1/2, 3, 1/2): s = "
+        in (run.output)
+    )
 
 
 @pytest.mark.parametrize("stricter", ["--no-conventions", "-x"])

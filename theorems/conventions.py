@@ -16,7 +16,7 @@ from torch import Tensor
 
 from theorems import oracle
 from theorems.oracle import PAPER, Q, Rules
-from theorems.search import smallest
+from theorems.search import describe, smallest
 from theorems.strategies import Case
 
 if TYPE_CHECKING:
@@ -44,10 +44,11 @@ LEAKS = (Q(1), Q(5, 4), Q(1, 2))
 
 @dataclass
 class Conventions:
-    """What was recognised: rules by method, and by name of a convention the line that shows it."""
+    """What was recognised: rules by method, and by name of a convention the line that shows it; and lines on what was not."""
 
     rules: dict[str, Rules] = field(default_factory=dict)
     lines: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
 
 
 def battery() -> Iterator[Case]:
@@ -69,19 +70,36 @@ def answers(impl: "Loaded", method: str, case: Case) -> Any:
     return getattr(impl, method)(x, theta=1.0, leak=leak, v0=case.v0_tensor, **levels)
 
 
-def rules_of(impl: "Loaded", method: str) -> tuple[Rules, tuple[str, ...]]:
-    """The rules that explain every answer of a method, with as few conventions as possible; the paper's if none do."""
+def rules_of(impl: "Loaded", method: str) -> tuple[Rules, tuple[str, ...], str]:
+    """The rules that explain every answer of a method, with as few conventions as possible; if none do, the paper's, and a line
+    that shows it."""
     asked = [replace(case, levels=1) if method == "integrate_and_fire" else case for case in battery()]
     try:
         found = [[part.detach().double() for part in answers(impl, method, case)] for case in asked]
     except Exception:  # whatever it is, a test will show it
-        return PAPER, ()
+        return PAPER, (), ""
+    if any(part.shape != (case.steps, *case.shape) for case, parts in zip(asked, found, strict=True) for part in parts):
+        return PAPER, (), ""  # a test will show this, too
     choices = (tuple(name for name in names if name) for names in product(*(("", *group) for group in GROUPS)))
     for chosen in sorted(choices, key=len):
         rules = with_conventions(chosen) if chosen else PAPER
         if all(explains(rules, case, parts) for case, parts in zip(asked, found, strict=True)):
-            return rules, chosen
-    return PAPER, ()
+            return rules, chosen, ""
+    return PAPER, (), next(differences(asked, found))
+
+
+def differences(asked: list[Case], found: list[list[Tensor]]) -> Iterator[str]:
+    """What answers that are not the paper's are."""
+    for case, parts in zip(asked, found, strict=True):
+        for neuron in range(len(case.v0)):
+            currents = tuple((value,) for value in case.train(neuron))
+            one = replace(case, v0=(case.v0[neuron],), currents=currents, shape=(1,))
+            own = [part[:, neuron : neuron + 1] for part in parts]
+            if not explains(PAPER, one, own):
+                says = ", ".join(
+                    f"{what} {part[:, 0].tolist()}" for what, part in zip(("s =", "v ="), own, strict=False)
+                )
+                yield describe(one, f"{says}; the paper: {shown(one.trace(0))}")
 
 
 def with_conventions(names: tuple[str, ...]) -> Rules:
@@ -97,9 +115,6 @@ def with_conventions(names: tuple[str, ...]) -> Rules:
 
 def explains(rules: Rules, case: Case, parts: list[Tensor]) -> bool:
     """Neuron by neuron, so that a rule that is not the neuron's is soon left."""
-    shape = (case.steps, len(case.v0))
-    if any(part.shape != shape for part in parts):
-        return False
     columns = [part.T.tolist() for part in parts]
     for neuron in range(len(case.v0)):
         trace = case.trace(neuron, rules)
@@ -138,8 +153,9 @@ def recognise(impl: "Loaded") -> Conventions:
     by_names: dict[tuple[str, ...], list[str]] = {}
     for method in ("integrate_and_fire", "mht", "lmht"):
         if impl.provides(method):
-            rules, names = rules_of(impl, method)
+            rules, names, unlike = rules_of(impl, method)
             found.rules[method] = rules
+            found.unknown += [f"{method} is neither the paper's nor a known neuron's: {unlike}"] if unlike else []
             by_names.setdefault(names, []).append(method)
     for names, methods in by_names.items():
         where = "" if len(by_names) == 1 else f" in {' and '.join(methods)}"

@@ -132,6 +132,7 @@ def lmht_gradients(
 ) -> Gradients:
     """Eqs. 8-9 with the temporal chain dropped; ``upstream[t]`` is dLoss/dout(t). ``windows[t]``: another surrogate's values."""
     trace = mht(mix(omega, x), levels=levels, theta=theta, leak=leak, v0=v0, rules=rules)
+    clamped = rules.largest_leak is not None and leak > rules.largest_leak
     steps = range(len(x))
     windows = windows or [Q(window(m, levels=levels, theta=theta)) for m in trace.m]
     g = [upstream[t] * windows[t] for t in steps]
@@ -139,7 +140,7 @@ def lmht_gradients(
     return Gradients(
         x=[sum((omega[t][j] * g[t] for t in steps), ZERO) for j in steps],
         omega=[[g[t] * x[j] for j in steps] for t in steps],
-        leak=sum((g[t] * before[t] for t in steps), ZERO),
+        leak=ZERO if clamped else sum((g[t] * before[t] for t in steps), ZERO),
     )
 
 

@@ -124,7 +124,7 @@ class StatementReport:
         failed = [test for test in tests if test.outcome == "failed"]
         passed = [test for test in tests if test.outcome == "passed"]
         skipped = sorted({test.reason for test in tests if test.outcome == "skipped"})
-        if name == "Conventions" and failed and self.conventions:
+        if name == "Conventions" and failed and all(test.conventions for test in failed):
             return "differs", "; ".join(line.partition(":")[0] for line in self.conventions)
         if failed:
             return ("differs" if self.explained(name) else "FAILS"), f"{len(failed)} of {len(tests)} tests fail"
@@ -202,7 +202,7 @@ class StatementReport:
         blocks: list[str] = []
         for name in names:
             nodeid, found = self.smallest(name, subject)
-            if not found or (name == "Conventions" and self.conventions):
+            if not found or (name == "Conventions" and self.verdict(name, subject)[0] == "differs"):
                 continue
             if subject == NEURON and self.explained(name):
                 yield f"  {name} does not hold with them: {found['line']}"

@@ -6,12 +6,21 @@ import pytest
 
 from theorems.impl import Loaded
 
-
-@pytest.mark.statement(
+convention = pytest.mark.statement(
     "Conventions",
     precondition="none",
     how="answers to a battery of exact cases against the paper's rules and those of known neurons",
 )
+
+
+@convention
+def test_known(impl: Loaded) -> None:
+    """Or else nothing is excused by its conventions."""
+    if impl.conventions.unknown:
+        pytest.fail("\n".join(impl.conventions.unknown), pytrace=False)
+
+
+@convention
 def test_conventions(impl: Loaded, record_property: Callable[[str, object], None]) -> None:
     lines = list(impl.conventions.lines.values())
     for line in lines:

@@ -43,6 +43,14 @@ class SigmoidSurrogate(Neuron):
         return s * theta + (slope - slope.detach())
 
 
+class LeakUpToOne(Neuron):
+    """At 1 it is still learnt; torch.clamp's gradient there is 0 from torch 2.14 on."""
+
+    def potential(self, v: Tensor, current: Tensor, leak: float | Tensor) -> Tensor:
+        leak = torch.as_tensor(leak, dtype=v.dtype)
+        return torch.where(leak > 1, torch.ones_like(leak), leak) * v + current
+
+
 class Inference(Neuron):
     def lmht(self, *args: Any, **kwargs: Any) -> Tensor:
         return super().lmht(*args, **kwargs).detach()
@@ -86,4 +94,4 @@ class NeedsAnObject(_Right):
 
 never_reset, always_raises, hard_reset, rounds = NeverReset(), AlwaysRaises(), HardReset(), RoundForFloor()
 clamped, sigmoid, wrong_shape, no_levels = ClampedQCFS(), SigmoidSurrogate(), WrongShape(), NoLevels()
-inference, tires, two_levels = Inference(), Tires(), TwoLevels()
+inference, tires, two_levels, leak_up_to_one = Inference(), Tires(), TwoLevels(), LeakUpToOne()
