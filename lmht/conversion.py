@@ -49,6 +49,7 @@ def to_lmht(
         steps: ``T``.
         start: ``exact`` takes ``theta = vartheta / L`` and scales nothing: at ``L * T = Tq`` the result is the quantised ANN
             itself in eval mode, layer by layer, before any fine-tuning (a network whose operations between neurons are affine).
+            Where an activation has another ``Tq`` it is near that, and meant to be fine-tuned.
             ``algorithm1`` is the paper's Algorithm 1 taken literally: ``theta = vartheta``, the first layer's current times
             ``L``. Its biases and running means further in are not scaled, so it is not the initialisation of Theorem 4.4.
         tgim: makes each layer's T-GIM from T; default the paper's bounded sigmoid, which starts uniform.

@@ -142,13 +142,14 @@ def measures(table: str, row: Row) -> dict[str, str]:
     if table == "table2":
         found |= {"before_accuracy_pct": "test/final", "after_accuracy_pct": "reparam/accuracy"}
         found |= {"before_sops_g": "ops/sops_g", "after_sops_g": "reparam/sops_g"}
-        found |= {"changed_pct": "reparam/changed_pct", "changed_float64_pct": "reparam/changed_float64_pct"}
-    if row.levels > 1 and row.tq is None:
+    if row.levels > 1:
         found |= {
             "certificate_accuracy_change_points": "certificate/accuracy_change",
             "measured_accuracy_change_points": "certificate/measured_change",
             "certified_images_pct": "certificate/promised_pct",
             "certified_images_changed_pct": "certificate/broken_pct",
+            "reparameterised_changed_pct": "reparam/changed_pct",
+            "reparameterised_changed_float64_pct": "reparam/changed_float64_pct",
         }
     if table == "table4":
         found["ann_accuracy_pct"] = "ann/accuracy" if row.start else "test/final"
@@ -429,7 +430,10 @@ def view_columns(table: str) -> list[Column]:
             return [text("neuron", "label"), network, paper, *published_cost, final, *others, *cost, counted]
         case "table2":
             published_cost = [text("paper: SOPs, G", "published_sops_g")]
-            changed = [share("predictions changed %", "changed_pct"), share("in float64 %", "changed_float64_pct")]
+            changed = [
+                share("predictions changed %", "reparameterised_changed_pct"),
+                share("in float64 %", "reparameterised_changed_float64_pct"),
+            ]
             return [text("stage", "label"), network, paper, *published_cost, final, *cost, *changed, counted]
         case "table4":
             return [
