@@ -145,8 +145,8 @@ def test_answers_like_no_known_neurons_are_told(theorems: Callable[..., Run]) ->
     assert run.code == pytest.ExitCode.TESTS_FAILED, run.output
     assert verdicts(run.output) == {"Conventions": "FAILS"}
     assert (
-        "mht is neither the paper's nor a known neuron's: L = 2, T = 3, theta = 1, v(0) = 0, I = (-1/2, 3, 1/2): s = "
-        in (run.output)
+        "mht fits no known neuron: L = 2, T = 3, theta = 1, v(0) = 0, I = (-1/2, 3, 1/2): s = (0, 2, 2), v = ("
+        in run.output
     )
 
 

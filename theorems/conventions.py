@@ -97,7 +97,8 @@ def differences(asked: list[Case], found: list[list[Tensor]]) -> Iterator[str]:
             own = [part[:, neuron : neuron + 1] for part in parts]
             if not explains(PAPER, one, own):
                 says = ", ".join(
-                    f"{what} {part[:, 0].tolist()}" for what, part in zip(("s =", "v ="), own, strict=False)
+                    f"{what} {train(f'{value:g}' for value in part[:, 0].tolist())}"
+                    for what, part in zip(("s =", "v ="), own, strict=False)
                 )
                 yield describe(one, f"{says}; the paper: {shown(one.trace(0))}")
 
@@ -155,7 +156,7 @@ def recognise(impl: "Loaded") -> Conventions:
         if impl.provides(method):
             rules, names, unlike = rules_of(impl, method)
             found.rules[method] = rules
-            found.unknown += [f"{method} is neither the paper's nor a known neuron's: {unlike}"] if unlike else []
+            found.unknown += [f"{method} fits no known neuron: {unlike}"] if unlike else []
             by_names.setdefault(names, []).append(method)
     for names, methods in by_names.items():
         where = "" if len(by_names) == 1 else f" in {' and '.join(methods)}"
