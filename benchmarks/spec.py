@@ -1,10 +1,11 @@
 """Specs and profiles (TOML, strict) and how a table's row becomes a cell: config, seed-free, named by the hash of its content."""
 
 import hashlib
+import io
 import itertools
 import json
 import tomllib
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -218,12 +219,17 @@ _Model = TypeVar("_Model", bound=BaseModel)
 def read(path: Path, kind: type[_Model]) -> _Model:
     """A TOML file as a strict model, or a SpecError that names the file and the unknown or wrong key."""
     try:
-        return kind(**tomllib.loads(path.read_text(encoding="utf-8")))
+        return _parsed(path.read_text(encoding="utf-8"), kind)
     except ValidationError as error:
         found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".lstrip(": ") for one in error.errors()]
         raise SpecError(f"{path.name} is not valid: {' '.join('; '.join(found).split())}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path.name} is not valid: {error}") from error
+
+
+@lru_cache(64)  # by the text: a report asks for each file a hundred times
+def _parsed(text: str, kind: type[_Model]) -> _Model:
+    return kind(**tomllib.loads(text))
 
 
 def profiles() -> list[str]:
@@ -253,7 +259,12 @@ def published(table: str) -> pd.DataFrame:
     """The paper's numbers as printed, one line a row, text kept as it is; blank where the paper prints a dash. A table of our own
     has none."""
     path = HERE / "published" / f"{table}.csv"
-    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame()
+    return _frame(path.read_text(encoding="utf-8")).copy() if path.exists() else pd.DataFrame()
+
+
+@lru_cache(64)
+def _frame(text: str) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
 
 
 def load_spec(table: str) -> Spec:
