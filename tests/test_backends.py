@@ -12,7 +12,8 @@ from lmht.kernels import compiled
 
 @pytest.mark.parametrize("backend", ["compiled", "triton"])
 def test_theorems(backend: str) -> None:
-    """In a process of its own, as Triton reads the variable when it is imported."""
+    """In a process of its own, as Triton reads the variable when it is imported. tests/test_kernels.py compares backends closely;
+    ``tox run -e gpu`` gives Triton the whole suite."""
     if backend == "triton":
         pytest.importorskip("triton")
     elif not compiled.available():
@@ -20,7 +21,7 @@ def test_theorems(backend: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     runs: list[tuple[list[str], dict[str, str]]] = [
-        (["theorems", "--no-conventions", "--impl", f"lmht.kernels.impl:{backend}"], {})
+        (["theorems", "--no-conventions", "--hypothesis-profile=quick", "--impl", f"lmht.kernels.impl:{backend}"], {})
     ]
     if backend == "compiled":  # whole networks take the interpreter many minutes
         runs.append((["theorems/test_networks.py"], {"LMHT_BACKEND": backend}))

@@ -20,6 +20,8 @@ SHRUNK = (*FOUND, Phase.shrink)
 COMMON = settings(deadline=None, database=None, report_multiple_bugs=False, phases=SHRUNK)
 settings.register_profile("default", COMMON, max_examples=EXAMPLES, derandomize=True)
 settings.register_profile("thorough", COMMON, max_examples=20 * EXAMPLES)
+# for a backend that is compared closely elsewhere
+settings.register_profile("quick", COMMON, max_examples=EXAMPLES // 4, derandomize=True)
 # default's verdict, sooner: the first failing case instead of the smallest
 settings.register_profile("unshrunk", COMMON, max_examples=EXAMPLES, derandomize=True, phases=FOUND)
 
