@@ -75,19 +75,8 @@ _PRODUCTS = (torch.matmul, operator.matmul, torch.bmm, F.scaled_dot_product_atte
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _VIEWS = {
     *(torch.reshape, torch.flatten, torch.unflatten, torch.squeeze, torch.unsqueeze, torch.transpose, torch.permute),
-    *(
-        "reshape",
-        "view",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "transpose",
-        "permute",
-        "contiguous",
-        "expand",
-    ),
-    *(torch.chunk, torch.split, "chunk", "split", operator.getitem, *_IN_PLACE),
+    *("reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute"),
+    *("contiguous", "expand", "chunk", "split", torch.chunk, torch.split, operator.getitem, *_IN_PLACE),
 }
 _SHAPE = (getattr, "size", "dim", "numel", len)
 _RESHAPING = (torch.reshape, "reshape", "view")  # row by row: time stays outermost

@@ -126,6 +126,9 @@ def test_a_view_by_name_and_a_weights_dtype_are_fine() -> None:
         torch.testing.assert_close(reparameterize(snn)(IMAGES), expected)
 
 
+SCALES, LAYERS = [2], {"last": "dim"}
+
+
 class Named(nn.Module):
     """Layers that are called as methods of tensors are, and arguments beside the images."""
 
@@ -141,8 +144,8 @@ class Named(nn.Module):
         images: Tensor,
         *more: Any,
         shape: tuple[int, ...] = (6, 6),
-        scales: list[int] = [2],  # noqa: B006
-        layers: dict[str, str] = {"last": "dim"},  # noqa: B006
+        scales: list[int] = SCALES,
+        layers: dict[str, str] = LAYERS,
         early: bool = False,
     ) -> Tensor:
         assert not more
@@ -156,9 +159,9 @@ def test_names_and_arguments_of_all_kinds() -> None:
     torch.testing.assert_close(to_lmht(net, 2, 2)(IMAGES), net(IMAGES), rtol=1e-12, atol=1e-12)
     assert count_operations(net, IMAGES).macs == {"size": 36, "dim": 18}
 
-    class Two(Named):
-        def forward(self, images: Tensor, mask: Tensor, *, scale: float) -> Tensor:  # type: ignore[override]
-            return super().forward(images * mask * scale)
+    class Two(nn.Module):
+        def forward(self, images: Tensor, mask: Tensor, *, scale: float) -> Tensor:
+            return images * mask * scale
 
     with pytest.raises(ValueError, match="Two takes more than one input: mask, scale"):
         to_lmht(Two(), 2, 2)

@@ -153,12 +153,9 @@ class StatementReport:
         return 0 < failed == len(tests) and all(differs)
 
     def smallest(self, name: str, subject: str) -> tuple[str, dict[str, str]]:
-        outcomes = {
-            n: one for n, one in self.of(name, subject).items() if one.outcome == "failed" and not one.conventions
-        }
-        failed = [
-            (n, one.failure) for n, one in outcomes.items() if one.failure
-        ]  # conventions have a paragraph of their own
+        """The failure to show of a statement; conventions have a paragraph of their own."""
+        tests = self.of(name, subject).items()
+        failed = [(n, o.failure) for n, o in tests if o.outcome == "failed" and o.failure and not o.conventions]
         return min(failed, key=lambda pair: (int(pair[1]["size"]), pair[0]), default=("", {}))
 
     # --- in the terminal
