@@ -7,6 +7,7 @@ stands in no table here is :attr:`Kind.UNKNOWN`, and they refuse it by name.
 import copy
 import inspect
 import operator
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils.prune import BasePruningMethod
 
 from lmht import functional
+from lmht.axes import is_number, least_axes, shape_of
 from lmht.networks import base
 from lmht.networks.base import MultiStep
 from lmht.neurons import QCFS, Neuron
@@ -78,7 +80,6 @@ _VIEWS = {
     *("reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute"),
     *("contiguous", "expand", "chunk", "split", torch.chunk, torch.split, operator.getitem, *_IN_PLACE),
 }
-_SHAPE = (getattr, "size", "dim", "numel", len)
 _RESHAPING = (torch.reshape, "reshape", "view")  # row by row: time stays outermost
 _LINEAR = (
     "contiguous",
@@ -250,43 +251,65 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 _MODULES_OWN = vars(nn.Module()).keys()
+_Container = list | dict | set | deque
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """A value, and what is in it if it is a container."""
+    yield value
+    if isinstance(value, _Container | tuple):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _inside(one)
+
+
+def _attributes(network: nn.Module) -> Iterator[Any]:
+    """Whatever modules keep as plain attributes."""
+    for module in network.modules():
+        for name, value in vars(module).items():
+            if name not in _MODULES_OWN:
+                yield from _inside(value)
 
 
 @contextmanager
 def _attributes_kept(network: nn.Module) -> Iterator[None]:
-    """What a forward keeps as an attribute (a feature, say) is a proxy while it is traced: put back what was there."""
-    before = {module: dict(vars(module)) for module in network.modules()}
-    kept = [
-        (value, copy.copy(value))
-        for attributes in before.values()
-        for name, value in attributes.items()
-        if name not in _MODULES_OWN and isinstance(value, list | dict)
-    ]
+    """What a forward keeps (a feature, a counter) is a proxy or too high after a trace: put back what was there."""
+    before = {module: (dict(vars(module)), dict(module._buffers)) for module in network.modules()}
+    contents = [(value, copy.copy(value)) for value in _attributes(network) if isinstance(value, _Container)]
+    with_values = [b for b in network.buffers() if not nn.parameter.is_lazy(b) and not functional.symbolic(b)]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in with_values]
     try:
         yield
     finally:
-        for module, attributes in before.items():
-            for name, value in list(vars(module).items()):
-                new = isinstance(value, list | tuple | dict) and value is not attributes.get(name)
-                if isinstance(value, fx.Proxy) or (new and name not in _MODULES_OWN):
-                    del vars(module)[name]
-                    if name in attributes:
-                        vars(module)[name] = attributes[name]
-        for value, contents in kept:
+        for module, (attributes, registered) in before.items():
+            own = vars(module)
+            for name in own.keys() - _MODULES_OWN:
+                del own[name]
+            own.update({name: value for name, value in attributes.items() if name not in _MODULES_OWN})
+            module._buffers.update(registered)
+        for value, old in contents:
             value.clear()
-            value.extend(contents) if isinstance(value, list) else value.update(contents)
+            value.update(old) if isinstance(value, dict | set) else value.extend(old)
+        with torch.no_grad():
+            for buffer, was in buffers:
+                if not torch.equal(buffer, was):
+                    buffer.copy_(was)
 
 
 def copied(network: nn.Module) -> nn.Module:
-    """A deep copy, also of a network that keeps a feature of its last forward: without what that could be differentiated by."""
-    kept: dict[int, Any] = {}
-    for module in network.modules():
-        for value in vars(module).values():
-            inside = (
-                value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-            )
-            kept |= {id(one): one.detach() for one in inside if isinstance(one, torch.Tensor) and not one.is_leaf}
-    return copy.deepcopy(network, kept)
+    """A deep copy, also of a network that keeps a feature of its last forward: without what that could be differentiated by.
+
+    Raises:
+        ValueError: something in it can't be copied.
+    """
+    kept = {
+        id(one): one.detach().clone()
+        for one in _attributes(network)
+        if isinstance(one, torch.Tensor) and not one.is_leaf
+    }
+    try:
+        return copy.deepcopy(network, kept)
+    except Exception as error:  # whatever an attribute raises
+        raise ValueError(f"{type(network).__name__} can't be copied: {error}") from error
 
 
 def presynaptic(network: nn.Module) -> dict[str, list[str]]:
@@ -341,6 +364,8 @@ def check_unchanged(network: nn.Module) -> None:
     check_values(network)
     for name, module in network.named_modules():
         what = f"{name or 'the network'} ({type(module).__name__})"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{what} is TorchScript; put the module that it was made from in its place")
         if nn.utils.parametrize.is_parametrized(module):
             raise ValueError(f"{what} is parametrised; call torch.nn.utils.parametrize.remove_parametrizations first")
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
@@ -436,7 +461,8 @@ def _known(module: nn.Module) -> type[nn.Module] | None:
     return None
 
 
-def _of_module(module: nn.Module) -> Kind:
+def _of_module(module: nn.Module, least: int) -> Kind:
+    """The kind of a module on data of at least so many axes."""
     known = _known(module)
     if known is None:
         return Kind.UNKNOWN
@@ -446,16 +472,19 @@ def _of_module(module: nn.Module) -> Kind:
         running = module.running_mean is not None and module.track_running_stats
         mixes = not isinstance(module, nn.modules.instancenorm._InstanceNorm)
         return kind if running else Kind.UNKNOWN if mixes else Kind.NOT_AFFINE
-    if isinstance(module, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d) and module.value != 0:
-        return Kind.OFFSET
-    moved = known in _MODULE_AXES and not _keeps_time(getattr(module, _MODULE_AXES[known]))
+    if isinstance(module, nn.modules.padding._ConstantPadNd):
+        if len(module.padding) // 2 >= least:
+            return Kind.UNKNOWN  # it may reach the rows
+        if module.value != 0:
+            return Kind.OFFSET
+    moved = known in _MODULE_AXES and not _keeps_time(getattr(module, _MODULE_AXES[known]), least)
     return Kind.UNKNOWN if moved or getattr(module, "return_indices", False) else kind
 
 
-def _keeps_time(axes: Any) -> bool:
-    """Whether axes leave the first one alone. The last two are taken to, as on ``[T*N, C, ...]``: ranks are not known."""
+def _keeps_time(axes: Any, least: int) -> bool:
+    """Whether axes leave the first one alone, of data that have at least so many."""
     axes = axes if isinstance(axes, tuple | list) else (axes,)
-    return bool(axes) and all(isinstance(axis, int) and (axis > 0 or axis in (-1, -2)) for axis in axes)
+    return bool(axes) and all(isinstance(axis, int) and (axis > 0 or -least < axis < 0) for axis in axes)
 
 
 def operands(node: fx.Node) -> list[Any]:
@@ -488,8 +517,11 @@ def aliases(value: fx.Node, modules: dict[str, nn.Module]) -> set[fx.Node]:
     return found
 
 
-def _of_call(node: fx.Node, data: list[fx.Node], counted: set[fx.Node], modules: dict[str, nn.Module]) -> Kind:
-    """The kind of a function or method call on data; ``counted`` are numbers that depend on how many rows there are."""
+def _of_call(
+    node: fx.Node, data: list[fx.Node], counted: set[fx.Node], modules: dict[str, nn.Module], least: dict[fx.Node, int]
+) -> Kind:
+    """The kind of a function or method call on data; ``counted`` depend on how many rows there are, ``least`` as in
+    :func:`~lmht.axes.least_axes`."""
     target, args, kwargs = node.target, node.args, node.kwargs
     on_data = [a in data for a in args]
     if target in _IN_PLACE and isinstance(args[0], fx.Node):
@@ -506,9 +538,9 @@ def _of_call(node: fx.Node, data: list[fx.Node], counted: set[fx.Node], modules:
     if target in _PRODUCTS:
         return Kind.NOT_AFFINE if set(node.all_input_nodes) <= set(data) else Kind.UNKNOWN
     if target in _RESHAPING:
-        shape = kwargs.get("shape", args[1] if len(args) > 1 and isinstance(args[1], tuple | list) else args[1:])
+        shape = shape_of(node)
         first = shape[0] if isinstance(shape, tuple | list) and shape else shape
-        row_by_row = first in counted if isinstance(first, fx.Node) else type(first) is int and first < 0
+        row_by_row = _is_rows(first) if isinstance(first, fx.Node) else type(first) is int and first < 0
         return Kind.LINEAR if row_by_row else Kind.UNKNOWN
     if target in _LINEAR:
         return Kind.LINEAR
@@ -521,24 +553,25 @@ def _of_call(node: fx.Node, data: list[fx.Node], counted: set[fx.Node], modules:
         return Kind.LINEAR if training is False else Kind.UNKNOWN
     if target is F.pad:
         pad = kwargs.get("pad", args[1] if len(args) > 1 else None)
-        if not isinstance(pad, tuple | list) or len(pad) > 6:  # it may reach the first axis
+        if not isinstance(pad, tuple | list) or len(pad) // 2 >= least[data[0]]:  # it may reach the rows
             return Kind.UNKNOWN
         return Kind.OFFSET if kwargs.get("value", args[3] if len(args) > 3 else None) else Kind.LINEAR
     if target in _AXES:
         axes = kwargs.get("dim", kwargs.get("start_dim", args[_AXES[target]] if len(args) > _AXES[target] else 0))
-        if not _keeps_time(axes):
+        if not _keeps_time(axes, least[data[0]] + (target in (torch.stack, torch.unsqueeze, "unsqueeze"))):
             return Kind.UNKNOWN
-        if target in (torch.cat, torch.stack) and set(node.all_input_nodes) - set(data):
-            return Kind.OFFSET  # a parameter beside the data: a class token
+        beside = [other for other in node.all_input_nodes if other not in data]  # a class token
+        if target in (torch.cat, torch.stack) and beside:
+            return Kind.OFFSET if all(_same_in_rows(other, modules) for other in beside) else Kind.UNKNOWN
         return Kind.NOT_AFFINE if target in _SOFTMAX else Kind.LINEAR
     if target in (torch.transpose, "transpose"):
-        return Kind.LINEAR if len(args) == 3 and _keeps_time(args[1:]) else Kind.UNKNOWN
+        return Kind.LINEAR if len(args) == 3 and _keeps_time(args[1:], least[data[0]]) else Kind.UNKNOWN
     if target in (torch.permute, "permute"):
         order = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
         return Kind.LINEAR if order and order[0] == 0 else Kind.UNKNOWN
     if target is operator.getitem and isinstance(args[0], fx.Node):
         whole = isinstance(args[1], tuple) and args[1][:1] in ((), (slice(None),)) and node.all_input_nodes == [args[0]]
-        return Kind.LINEAR if whole or (args[0].target in _PARTS and isinstance(args[1], int)) else Kind.UNKNOWN
+        return Kind.LINEAR if whole or (called(args[0]) in _PARTS and isinstance(args[1], int)) else Kind.UNKNOWN
     return Kind.UNKNOWN
 
 
@@ -549,14 +582,15 @@ def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> 
     if not any(isinstance(module, ends) for module in all_called):
         ends = nn.ReLU  # an ANN's layers end there
     sources: dict[fx.Node, frozenset[str]] = {}
-    counted: set[fx.Node] = set()  # numbers that depend on how many rows there are
+    counted: set[fx.Node] = set()  # what depends on how many rows there are
+    least = least_axes(graph, modules)
     for node in graph.nodes:
         if node.op == "placeholder":
             sources[node] = frozenset()
             continue
         inputs = [n for n in node.all_input_nodes if n in sources]
-        if called(node) in _SHAPE or not inputs:
-            if _counts_rows(node, counted):
+        if is_number(node) or not inputs:
+            if _counts_rows(node, counted, least):
                 counted.add(node)
             module = modules[str(node.target)] if node.op == "call_module" else None
             if isinstance(module, ends):
@@ -573,7 +607,7 @@ def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> 
         module = modules[str(node.target)] if node.op == "call_module" else None
         sources[node] = before
         if module is None:
-            kind = _of_call(node, inputs, counted, modules)
+            kind = _of_call(node, inputs, counted, modules, least)
             if node.target in ADDING + SCALING and not counted.isdisjoint(node.all_input_nodes):
                 kind = Kind.UNKNOWN
             yield Step(node, _place(node, _name(node.target)), kind, None, tuple(inputs), before)
@@ -582,22 +616,54 @@ def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> 
         if isinstance(module, ends):
             kind, sources[node] = Kind.ACTIVATION, frozenset({str(node.target)})
         else:
-            kind = _of_module(module)
+            kind = _of_module(module, least[inputs[0]])
         if len(node.all_input_nodes) != 1 or len(node.args) + len(node.kwargs) != 1:
             kind = Kind.UNKNOWN  # called with more than its current
         yield Step(node, name, kind, module, tuple(inputs), before)
 
 
-def _counts_rows(node: fx.Node, counted: set[fx.Node]) -> bool:
-    """Whether a number made of data's shape may depend on the length of their first axis."""
+def _counts_rows(node: fx.Node, counted: set[fx.Node], least: dict[fx.Node, int]) -> bool:
+    """Whether what is made of data's shape may depend on the length of their first axis."""
     target = called(node)
     if target is getattr:
         return str(node.args[1]) == "shape"
     if target is operator.getitem and node.args[0] in counted:
-        return not _keeps_time(node.args[1])
+        shape = node.args[0]
+        assert isinstance(shape, fx.Node)
+        return not (is_number(shape) and _keeps_time(node.args[1], least[shape.all_input_nodes[0]]))
     if target == "size" and len(node.args) == 2:
-        return not _keeps_time(node.args[1])
+        return not _keeps_time(node.args[1], least[node.all_input_nodes[0]])
     return target in ("size", "numel", len) or not counted.isdisjoint(node.all_input_nodes)
+
+
+def _is_rows(first: Any) -> bool:
+    """Whether a reshape's first length, or its whole shape, begins with as many rows as there are, or a multiple."""
+    if not isinstance(first, fx.Node):
+        return False
+    target, args = called(first), list(first.args)
+    if target is operator.getitem and isinstance(args[0], fx.Node) and is_number(args[0]):
+        if isinstance(args[1], slice):
+            return args[1].start in (None, 0) and args[1].step in (None, 1)
+        return type(args[1]) is int and args[1] == 0
+    if target is operator.add:  # of shapes
+        return _is_rows(args[0])
+    if target is operator.mul:  # of lengths
+        return any(map(_is_rows, args))
+    asked = {getattr: (["shape"],), "size": ([], [0])}.get(target, ())
+    return target is len or args[1:] in asked
+
+
+def _same_in_rows(other: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether what stands beside data is one parameter for every row: used as it is, expanded or repeated."""
+    if other.op == "get_attr":
+        return True
+    of, *rest = other.all_input_nodes
+    if called(other) == "repeat":
+        owner, _, name = str(of.target).rpartition(".")
+        return of.op == "get_attr" and len(getattr(modules[owner], name)) == 1
+    return (called(other) == "expand" or (called(other) is operator.getitem and not rest)) and _same_in_rows(
+        of, modules
+    )
 
 
 def called(node: fx.Node) -> Any:

@@ -1,6 +1,8 @@
 """What reviewers brought: forwards that the graph tools took for something else; each is right now, or refused by name."""
 
+from collections import deque
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -305,3 +307,133 @@ def test_steps_and_batches_are_checked() -> None:
         certify(net, nothing)
     with pytest.raises(ValueError, match="foretell takes a batch of images, got list"):
         foretell(net, several)
+
+
+def row_number(m: Three, x: Tensor) -> Tensor:
+    rows = torch.linspace(0, 1, x.shape[0], dtype=x.dtype)[:, None]
+    return m.c(m.act2(m.b(torch.cat([m.act1(m.a(x))[:, :5], rows], 1))))
+
+
+@pytest.mark.parametrize(
+    ("between", "named"),
+    [
+        (lambda x: x * (5 / x.shape[-2]), "mul"),
+        (lambda x: x / x.size(-2), "truediv"),
+        (lambda x: F.avg_pool1d(x.transpose(-1, -2), 3, 1, 1).transpose(-1, -2), "transpose"),
+        (lambda x: F.pad(x, (0, 0, 1, -1)) + x, "pad"),
+        (lambda x: F.pad(x[:, :, None], (0, 0, 0, 0, 1, -1)).flatten(1) + x, "pad"),
+        (nn.ZeroPad2d((0, 0, 1, -1)), "ZeroPad2d"),
+        (lambda x: x - x.mean(-2, keepdim=True), "mean"),
+        (lambda x: x.sum(1)[:, None] + x.sum(1).softmax(-1)[:, None], "softmax"),
+        (nn.Flatten(-2), "Flatten"),
+        (lambda x: x.reshape(x.shape[0] // 2, -1).reshape(-1, 6), "reshape"),
+        (lambda x: x.reshape(x.shape[::-1]).reshape(-1, 6), "reshape"),
+    ],
+)
+def test_an_axis_from_the_end_may_be_the_rows(between: Callable[[Tensor], Tensor], named: str) -> None:
+    """Of ``[N, C]`` the last but one is."""
+
+    def net(activation: Callable[[], nn.Module]) -> nn.Module:
+        made = Three(activation, lambda m, x: m.c(m.act2(m.b(m.between(m.act1(m.a(x)))))))
+        made.between = between
+        return made
+
+    for tool in (lambda: to_lmht(net(qcfs), 2, 2), lambda: reparameterize(MultiStep(net(neuron), 2))):
+        with pytest.raises(ValueError, match=rf"{named}\b.* is not known to be applied step by step"):
+            tool()
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x: F.pad(x, (1, 1, 1, -1)),
+        nn.ZeroPad2d(1),
+        lambda x: x * (1 / x.shape[-2]),
+        lambda x: x.transpose(-1, -2),
+        lambda x: x.flatten(-2).unflatten(-1, (6, 6)),
+        lambda x: x.flatten(2).transpose(-1, -2).reshape(x.shape[0], -1).reshape(x.shape[:1] + x.shape[1:2] + (6, 6)),
+        lambda x: x[:, :, None].mean((-3, -2), keepdim=True)[:, :, 0] + x,
+        lambda x: torch.stack([x, x], -3)[:, :, 0],
+    ],
+)
+def test_of_images_it_is_not(between: Callable[[Tensor], Tensor]) -> None:
+    """What a convolution takes or gives is ``[N, C, H, W]``."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.act1, self.second = nn.Conv2d(3, 3, (3, 4), padding=1), qcfs(), nn.LazyConv2d(4, 3)
+            self.act2, self.last = qcfs(), nn.LazyLinear(3)
+            self.between = between
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.act1(self.first(F.pad(x, (1, 0, 1, -1))))
+            return self.last(self.act2(self.second(self.between(x))).flatten(1))
+
+    images = torch.randn(5, 3, 6, 6)
+    net = Net()
+    net(images)
+    net, images = net.double().eval(), images.double()
+    torch.testing.assert_close(to_lmht(net, 2, 2)(images), net(images), rtol=1e-12, atol=1e-12)
+
+
+def test_what_counts_rows_stands_beside_no_data() -> None:
+    with pytest.raises(ValueError, match="cat is not known"):
+        to_lmht(Three(qcfs, row_number), 2, 2)
+    repeated = Three(
+        qcfs,
+        lambda m, x: m.c(m.act2(m.b(m.act1(torch.cat([m.a(x)[:, :3], m.w[:, :3].repeat(x.shape[0] // 6, 1)], 1))))),
+    )
+    with pytest.raises(ValueError, match="cat is not known"):
+        to_lmht(repeated, 2, 2)
+
+
+def test_a_layer_named_split() -> None:
+    net = Three(qcfs, lambda m, x: m.c(m.act1(m.a(x))[:, :] + m.split(x)[0]))
+    net.split = nn.Linear(6, 6).double()
+    with pytest.raises(ValueError, match="getitem is not known"):
+        to_lmht(net, 2, 2)
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    """Computed weights are copied, and what a forward counts or keeps is put back after the trace."""
+
+    def counting(m: Three, x: Tensor) -> Tensor:
+        m.calls += 1
+        m.buffer += 1
+        h = m.act1(m.a(x))
+        m.nested["h"].append([h])
+        m.features.add(h)
+        m.last.append(h)
+        return m.c(m.act2(m.b(h)))
+
+    net = Three(neuron, counting)
+    net.calls, net.nested, net.features, net.last = 0, {"h": []}, set(), deque(maxlen=1)
+    net.register_buffer("buffer", torch.zeros(1))
+    kept = net.a.weight.detach().clone()
+    del net.a.weight
+    net.a.v = nn.Parameter(kept.clone())
+    net.a.weight = net.a.v * 1.0
+    snn = MultiStep(net, 2)
+    with torch.no_grad():
+        snn(IMAGES)
+    snn(IMAGES)
+    twin = reparameterize(snn)
+    certify(snn, [IMAGES])
+    assert torch.equal(net.a.weight, kept)
+    assert net.calls == net.buffer.item() == 2
+    assert len(net.nested["h"]) == len(net.features) == 2
+    assert all(isinstance(one, Tensor) for [one] in net.nested["h"])
+    assert isinstance(net.last[0], Tensor)
+    torch.testing.assert_close(twin(IMAGES), foretell(snn, IMAGES)[0])
+
+    net.lock = Lock()
+    with pytest.raises(ValueError, match="MultiStep can't be copied: cannot pickle"):
+        reparameterize(snn)
+
+
+def test_torchscript_inside_is_named() -> None:
+    net = nn.Sequential(torch.jit.script(nn.Linear(6, 6)), qcfs(), nn.Linear(6, 3))
+    with pytest.raises(ValueError, match=r"0 \(RecursiveScriptModule\) is TorchScript"):
+        to_lmht(net, 2, 2)

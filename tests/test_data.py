@@ -177,7 +177,7 @@ def dvs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for c, label in enumerate(events.CLASSES):
         (tmp_path / "CIFAR10DVS" / label).mkdir(parents=True)
         for i in range(10):
-            path = tmp_path / "CIFAR10DVS" / label / f"cifar10_{label}_{i + 5}.aedat"
+            path = tmp_path / "CIFAR10DVS" / label / f"cifar10_{label}_{i + 1}.aedat"
             write_aedat2(path, *recording(100 * (i + 1) + 10 * c + 3, seed=10 * c + i))
     return tmp_path
 
@@ -644,18 +644,25 @@ def test_damaged_dvs(dvs: Path) -> None:
     path.write_bytes(whole[:-3])
     with pytest.raises(DataError, match=r"cifar10_dog_7\.aedat: it ends inside an event; delete it and get it again"):
         load("cifar10-dvs", root=dvs, steps=4)
-    path.write_bytes(whole[: -8 * 350])
+    path.write_bytes(whole[: -8 * 750])
     with pytest.raises(DataError, match=r"cifar10_dog_7\.aedat: \d events, too few for 10 frames"):
         load("cifar10-dvs", root=dvs, steps=4)
     path.unlink()
-    with pytest.raises(DataError, match="expected 10 recordings, found 9; unpack it again"):
+    (path.parent / "cifar10_dog_8.aedat.part").write_bytes(whole)  # neither is one of them
+    (path.parent / "._cifar10_dog_8.aedat").write_bytes(b"junk")
+    with pytest.raises(
+        DataError, match=r"expected 10 recordings, found 9; missing: cifar10_dog_7\.aedat; unpack it again"
+    ):
+        load("cifar10-dvs", root=dvs, steps=4)
+    path.with_name("cifar10_dog_77.aedat").write_bytes(whole)
+    with pytest.raises(DataError, match=r"missing: cifar10_dog_7\.aedat; not of them: cifar10_dog_77\.aedat"):
         load("cifar10-dvs", root=dvs, steps=4)
 
 
 def test_other_recordings_are_binned_anew_and_digested_otherwise(dvs: Path) -> None:
     before = load("cifar10-dvs", root=dvs, steps=10)
     assert load("cifar10-dvs", root=dvs, steps=2).digest == before.digest
-    write_aedat2(dvs / "CIFAR10DVS" / "airplane" / "cifar10_airplane_14.aedat", *recording(700, seed=99))
+    write_aedat2(dvs / "CIFAR10DVS" / "airplane" / "cifar10_airplane_10.aedat", *recording(700, seed=99))
     after = load("cifar10-dvs", root=dvs, steps=10)
     assert after.digest != before.digest
     assert after.test[0][0].sum() == 700
@@ -856,7 +863,7 @@ def folders(
     name, numbers = request.param
     root = cifar(name)
     train_files = {"cifar10": 5, "cifar100": 1}[name]
-    monkeypatch.setitem(images.PER_CLASS, name, (2 * train_files, 2))
+    monkeypatch.setitem(images.PER_CLASS, name, {"train": 2 * train_files, "test": 2})
     return name, root, as_folders(root, name, tmp_path / "as folders", numbers=numbers)
 
 
@@ -891,7 +898,17 @@ def test_image_folders_that_are_not_whole_name_what_is_wrong(folders: tuple[str,
     Image.new("RGB", (31, 32)).save(file)
     with pytest.raises(DataError, match="expected 32x32 pixels, found 31x32"):
         load(name, root=root)
+    shorter = (int.from_bytes(whole[33:37]) - 5).to_bytes(4)
+    for torn in (whole[:11] + b"\f" + whole[12:], whole[:33] + shorter + whole[37:]):  # PIL's ValueError, SyntaxError
+        file.write_bytes(torn)
+        with pytest.raises(DataError, match=f"data set {name} is damaged: {file}: .*get it again"):
+            load(name, root=root)
     file.write_bytes(whole)
+    tested = sorted(path for path in (root / name / "test").iterdir() if path.name[-1].isdigit())[3]
+    tested.rename(renamed := tested.with_name("77777"))
+    with pytest.raises(DataError, match=f"its parts have different classes: .*{tested.name}.*; rename them"):
+        load(name, root=root)
+    renamed.rename(tested)
     (root / name / "test" / "surplus").mkdir()
     with pytest.raises(DataError, match="class folders"):
         load(name, root=root)

@@ -154,7 +154,10 @@ def around(module: nn.Module, shape: tuple[int, ...], activation: Make) -> nn.Se
     except Exception:  # takes no such tensor, or more than one: to be refused
         size = 1
     after = (nn.Flatten(), nn.Linear(size, 7), activation(), nn.Linear(7, 3))
-    return filled(nn.Sequential(nn.Linear(shape[-1], shape[-1]), activation(), module, *after))
+    first: nn.Module = nn.Linear(shape[-1], shape[-1])
+    if isinstance(module, nn.modules.padding._ConstantPadNd):  # pads any axes: how many there are must be known
+        first = getattr(nn, f"Conv{len(shape) - 1}d")(4, 4, 1)
+    return filled(nn.Sequential(first, activation(), module, *after))
 
 
 def images(shape: tuple[int, ...], n: int = 5) -> Tensor:

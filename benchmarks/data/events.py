@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .base import Data, DataError, digest, split
-from .images import Items
+from .images import Items, check_whole, is_junk
 from .places import PLACES
 from .transforms import recipe
 
@@ -131,13 +131,14 @@ def frames_of(path: Path) -> np.ndarray:
 def _recordings(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError.missing("cifar10-dvs", folder, PLACES["cifar10-dvs"].where)
-    numbered = [
-        (int(number[1]), path) for path in folder.glob("*.aedat*") if (number := re.search(r"(\d+)\.", path.name))
-    ]
-    if len(numbered) != RECORDINGS:
-        problem = f"expected {RECORDINGS} recordings, found {len(numbered)}"
-        raise DataError.damaged("cifar10-dvs", folder, problem, "unpack it again")
-    return [path for _, path in sorted(numbered)]
+    names = [path.name for path in folder.iterdir() if path.suffix in (".aedat", ".aedat4") and not is_junk(path.name)]
+    numbered = {int(found[2]): found for name in names if (found := re.fullmatch(r"(.*?)(\d+)(\.aedat4?)", name))}
+    expected = None
+    if numbered:
+        first, (prefix, _, suffix) = int(RECORDINGS in numbered), min(numbered.items())[1].groups()
+        expected = {f"{prefix}{number}{suffix}" for number in range(first, first + RECORDINGS)}
+    check_whole("cifar10-dvs", folder, names, (RECORDINGS, RECORDINGS), expected, "recordings")
+    return [folder / found[0] for _, found in sorted(numbered.items())]
 
 
 def _counts(folder: Path, paths: list[Path], key: str) -> Path:

@@ -37,7 +37,7 @@ class Items(Part):
 
 
 TOGETHER = 2048  # CIFAR images that are augmented at once: enough that each operation of a policy gets a hundred
-PER_CLASS = {"cifar10": (5000, 1000), "cifar100": (500, 100)}  # images of a class that train, and that test
+PER_CLASS = {"cifar10": {"train": 5000, "test": 1000}, "cifar100": {"train": 500, "test": 100}}  # images of a class
 JUNK = (
     "@eaDir",
     "__MACOSX",
@@ -58,7 +58,7 @@ def cifar(name: str, root: Path, augment: bool, validation: float, seed: int, do
     if folder.is_dir():
         parts = _cifar_files(name, kind, root, folder)
     elif images.is_dir():
-        folder, parts = images, [_cifar_folders(name, images / part) for part in ("train", "test")]
+        folder, parts = images, _cifar_folders(name, images)
     else:
         place = f"{folder} (torchvision's files) or {images} (train|test/CLASS/*.png)"
         raise DataError.missing(name, place, PLACES[name].where)
@@ -94,30 +94,43 @@ def _cifar_files(name: str, kind: type[CIFAR10], root: Path, folder: Path) -> li
     return [(one.data, np.asarray(one.targets)) for one in sets]
 
 
-def _cifar_folders(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [n, 32, 32, 3] and labels [n]; the published class names are in sorted order, as are numbers."""
+def _cifar_folders(name: str, folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of train and test pixels [n, 32, 32, 3] and labels [n]; the published class names are in sorted order, as are numbers."""
+    classes = {part: _classes(name, folder / part) for part in PER_CLASS[name]}
+    if differing := sorted(set(classes["train"]) ^ set(classes["test"])):
+        problem = f"its parts have different classes: {', '.join(differing[:4])}"
+        raise DataError.damaged(name, folder, problem, "rename them, or unpack it again")
+    parts = []
+    for part, expected in PER_CLASS[name].items():
+        pixels, labels = [], []
+        for label, path in enumerate(folder / part / one for one in classes[part]):
+            files = [
+                file for file in path.iterdir() if file.suffix.lower() in IMG_EXTENSIONS and not is_junk(file.name)
+            ]
+            check_whole(name, path, [file.name for file in files], (expected, expected), None)
+            for file in files:
+                image = np.asarray(Pictures(name)(str(file)))
+                if image.shape != (32, 32, 3):
+                    problem = f"expected 32x32 pixels, found {image.shape[1]}x{image.shape[0]}"
+                    raise DataError.damaged(name, file, problem)
+                pixels.append(image)
+                labels.append(label)
+        parts.append((np.stack(pixels), np.asarray(labels)))
+    return parts
+
+
+def _classes(name: str, folder: Path) -> list[str]:
+    """The class folders of a part in order of their labels."""
     if not folder.is_dir():
         raise DataError.damaged(name, folder, "not there", "unpack it again")
-    classes = [path for path in folder.iterdir() if path.is_dir() and not _is_junk(path.name)]
-    numbered = all(path.name.isdecimal() for path in classes)
-    classes.sort(key=lambda path: (int(path.name) if numbered else 0, path.name))
-    expected = PER_CLASS[name][folder.name == "test"]
+    classes = [path.name for path in folder.iterdir() if path.is_dir() and not is_junk(path.name)]
     count = 10 if name == "cifar10" else 100
-    _whole(name, folder, [path.name for path in classes], (count, count), None, "class folders")
-    pixels, labels = [], []
-    for label, path in enumerate(classes):
-        files = [file for file in path.iterdir() if file.suffix.lower() in IMG_EXTENSIONS and not _is_junk(file.name)]
-        _whole(name, path, [file.name for file in files], (expected, expected), None)
-        for file in files:
-            image = np.asarray(Pictures(name)(str(file)))
-            if image.shape != (32, 32, 3):
-                raise DataError.damaged(name, file, f"expected 32x32 pixels, found {image.shape[1]}x{image.shape[0]}")
-            pixels.append(image)
-            labels.append(label)
-    return np.stack(pixels), np.asarray(labels)
+    check_whole(name, folder, classes, (count, count), None, "class folders")
+    numbered = all(one.isdecimal() for one in classes)
+    return sorted(classes, key=lambda one: (int(one) if numbered else 0, one))
 
 
-def _is_junk(name: str) -> bool:
+def is_junk(name: str) -> bool:
     return name.startswith(".") or name in JUNK
 
 
@@ -183,9 +196,9 @@ def imagenet(name: str, root: Path, augment: bool, validation: float, seed: int)
     parts = {"train": {w: _files(name, folder / "train" / w) for w in wnids}, "val": _val(name, tree, folder, wnids)}
     for wnid, files in parts["train"].items():
         rule = {tree.train_name.format(wnid=wnid, i=i) for i in range(tree.train[0])} if tree.train_name else None
-        _whole(name, folder / "train" / wnid, files, tree.train, rule)
+        check_whole(name, folder / "train" / wnid, files, tree.train, rule)
     for wnid, files in parts["val"].items():
-        _whole(name, folder / "val", files, (tree.val, tree.val), every_val, f"images of {wnid}")
+        check_whole(name, folder / "val", files, (tree.val, tree.val), every_val, f"images of {wnid}")
 
     described, samples = [], {}
     for part, classes in parts.items():
@@ -225,18 +238,18 @@ class Pictures:
     def __call__(self, path: str) -> Any:
         try:
             return default_loader(str(path))
-        except OSError as error:
+        except (OSError, SyntaxError, ValueError) as error:  # PIL's, of a torn header, a broken chunk, too large a size
             raise DataError.damaged(self.name, path, str(error)) from None
 
 
 def _wnids(name: str, tree: Tree, folder: Path) -> list[str]:
     """The class folders of train/, compared with the list that Tiny ImageNet has beside them."""
-    found = {path.name for path in (folder / "train").iterdir() if path.is_dir() and not _is_junk(path.name)}
+    found = {path.name for path in (folder / "train").iterdir() if path.is_dir() and not is_junk(path.name)}
     listed = folder / "wnids.txt"
     expected = set(listed.read_text(encoding="utf-8-sig").split()) if listed.is_file() else None
     if expected is None and len(found) != tree.classes:
         expected = {wnid for wnid in found if re.fullmatch(r"n\d{8}", wnid)}
-    _whole(name, folder / "train", found, (tree.classes, tree.classes), expected, "class folders")
+    check_whole(name, folder / "train", found, (tree.classes, tree.classes), expected, "class folders")
     return sorted(found)[: tree.used]
 
 
@@ -266,16 +279,16 @@ def _files(name: str, folder: Path) -> dict[str, str]:
     """The paths of all images below a folder, by their names; what file managers and archivers leave is passed over."""
     found: dict[str, str] = {}
     for where, folders, files in os.walk(folder):
-        folders[:] = [one for one in folders if not _is_junk(one)]
+        folders[:] = [one for one in folders if not is_junk(one)]
         for file in files:
-            if file.lower().endswith(IMG_EXTENSIONS) and not _is_junk(file):
+            if file.lower().endswith(IMG_EXTENSIONS) and not is_junk(file):
                 if file in found:
                     raise DataError.damaged(name, folder, f"{file} is there twice", "unpack it again")
                 found[file] = os.path.join(where, file)
     return found
 
 
-def _whole(
+def check_whole(
     name: str,
     path: Path,
     found: Collection[str],
