@@ -30,6 +30,7 @@ from benchmarks.files import write_text
 from benchmarks.record import Result
 from benchmarks.run.train import run_cell
 from benchmarks.spec import Cell, load_profile, load_spec, resolve, select_rows
+from tests.neurons.foreign import torch_clamp
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "out" / "compatibility"
@@ -40,24 +41,9 @@ LEVELS = (1, 2, 4, 8)
 SEEDS = (42, 43, 44)
 
 
-class Floor(torch.autograd.Function):
-    """floor, with the straight-through estimator's gradient 1."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.floor()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
 class ClampQCFS(lmht.QCFS):
-    """QCFS as it is usually published: the gradient at levels 0 and Tq is whatever clamp's is at a bound."""
-
     def forward(self, x: Tensor) -> Tensor:
-        level = Floor.apply(x * self.levels / self.scale + 0.5)
-        return torch.clamp(level, 0, self.levels) * self.scale / self.levels
+        return torch_clamp.qcfs(x, levels=self.levels, scale=self.scale)
 
 
 def cell(levels: int = 4) -> Cell:

@@ -140,6 +140,17 @@ def test_a_convention_is_named_and_no_bug(theorems: Callable[..., Run], neuron: 
     assert verdicts(run.output) == asked
 
 
+def test_qcfs_by_torchs_clamp_is_right_up_to_2_13(theorems: Callable[..., Run]) -> None:
+    """From 2.14 on nothing passes at the clip's bounds: results/compatibility.md."""
+    asked = ("Conventions", "Eq. 4 (QCFS)", "Theorem 4.4", "T-GIM to QCFS")
+    chosen = [argument for statement in asked for argument in ("--statement", statement)]
+    run = theorems("theorems", *chosen, "--impl", "tests.neurons.foreign:torch_clamp")
+    assert run.code == pytest.ExitCode.OK, run.output
+    old = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
+    assert verdicts(run.output) == dict.fromkeys(asked, "holds") | {"Conventions": "holds" if old else "differs"}
+    assert ("no gradient at the clip's bounds" in run.output) is not old
+
+
 def test_answers_like_no_known_neurons_are_told(theorems: Callable[..., Run]) -> None:
     run = theorems("theorems", "--statement", "Conventions", "--impl", "tests.neurons.broken:PartialReset_neuron")
     assert run.code == pytest.ExitCode.TESTS_FAILED, run.output
