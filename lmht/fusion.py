@@ -3,9 +3,9 @@
     out = activation(norm(x) + residual)
 
 Apart, a training step reads or writes every element fourteen times, a residual aside; together ten times, and only ``x`` and the
-residual are kept for the backward pass. Statistics are torch's own, running ones too, and the modules, their names and their state
-dict stay as they are. Sums are taken in another order, so that results agree to rounding. :func:`normalized` runs the modules
-themselves wherever it is not sure to do the same.
+residual are kept for the backward pass. Statistics are torch's own, running ones too (so their last bit depends on the number of
+threads, as apart), and the modules, their names and their state dict stay as they are. Sums are taken in another order, so that
+results agree to rounding. :func:`normalized` runs the modules themselves wherever it is not sure to do the same.
 """
 
 import math
@@ -102,6 +102,8 @@ def fits(norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tensor | N
         return False
     if norm.running_mean is None and x.dtype != compute_dtype(x):
         return False  # torch takes the statistics of halves in halves then
+    if not all(isinstance(getattr(activation, name, 0), int | float) for name in ("theta", "leak", "v0")):
+        return False  # what somebody made learnable
     steps: int = getattr(activation, "steps", 1)  # QCFS has no time
     if x.shape[0] % steps or not getattr(activation, "folded", True):
         return False
@@ -119,7 +121,8 @@ def _empty(module: nn.Module) -> bool:
 def _watched(module: nn.Module) -> bool:
     """Whether a call of the module does more than its class's forward."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or module._compiled_call_impl is not None or "forward" in vars(module)
+    replaced = {"forward", "emit"} & vars(module).keys()
+    return bool(hooks) or module._compiled_call_impl is not None or bool(replaced)
 
 
 def _own_statistics(norm: nn.Module) -> bool:
@@ -167,7 +170,8 @@ class _Pair:
         else:
             chain = not isinstance(activation, LMHT) and activation.temporal_gradient
             pair = _Pair(activation.steps, activation.levels, activation.theta, activation.v0, chain, eps, own)
-            omega, leak = activation.tgim() if isinstance(activation, LMHT) else (None, x.new_tensor(activation.leak))
+            omega, own_leak = activation.tgim() if isinstance(activation, LMHT) else (None, activation.leak)
+            leak = kernels.as_tensor(x, own_leak)
             arguments: dict[str, Any] = {
                 "levels": pair.levels,
                 "theta": pair.theta,

@@ -221,9 +221,9 @@ class _Followed(nn.Module):
         x, x_hat = x.unflatten(0, (steps, 2, len(x) // (2 * steps))).unbind(1)
         parts = x_hat.new_zeros(steps, self.neuron.levels, *x_hat.shape[1:])
         parts[:, 0] = x_hat  # the twin mixes a window's currents: their sum counts, not how they share it
-        spikes = self.twin_emit(parts.flatten(0, 1)).unflatten(0, parts.shape[:2]) > 0
-        own, outs = self.neuron.emit(x), theta * spikes.sum(1).to(x.dtype)
-        self.different.append((own != outs).transpose(0, 1).flatten(1).any(1))
+        spikes = self.twin_emit(parts.flatten(0, 1)).unflatten(0, parts.shape[:2])
+        own, outs = self.neuron.emit(x), theta * spikes.sign_().sum(1)
+        self.different.append((own != outs).any(0).flatten(1).any(1))
         return torch.stack([own, outs], 1).flatten(0, 2)
 
 

@@ -222,6 +222,33 @@ def test_refusals() -> None:
         assert said[0] == said[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_leak_is_not_rounded_to_halves(dtype: torch.dtype) -> None:
+    x = images(64, 16, 16, 16, dtype=dtype)
+
+    class Number(nn.Module):
+        def forward(self) -> tuple[Tensor, float]:
+            return torch.eye(8), 0.9
+
+    with_number = LMHT(1, 8)
+    with_number.tgim = Number()
+    for neuron in (LIF(8, leak=0.9), with_number):
+        norm = nn.BatchNorm2d(16)
+        assert fusion.fits(norm, neuron, x, None)
+        assert torch.equal(fusion.normalized(norm, neuron, x), apart(copy.deepcopy(norm), neuron, x))
+
+
+def test_what_somebody_made_learnable_or_replaced_is_left_apart() -> None:
+    x, norm = images(8, 16, 4, 4), nn.BatchNorm2d(16)
+    learnt: Any = nn.Parameter(torch.tensor(0.5))
+    lif, mht, replaced = LIF(2), MHT(2, 2), LMHT(2, 2)
+    del lif.leak, mht.v0
+    lif.leak, mht.v0 = learnt, learnt
+    replaced.emit = lambda x: x  # type: ignore[method-assign]
+    for neuron in (lif, mht, replaced):
+        assert not fusion.fits(norm, neuron, x, None)
+
+
 def test_names() -> None:
     """A fused network's modules and state are those of the modules one by one."""
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), LIF(2)]

@@ -41,10 +41,14 @@ import sys
 sys.modules.update(dict.fromkeys({extra}))  # not to be had
 import lmht, lmht.networks, lmht.conversion, lmht.reparameterize
 print(lmht.__file__)
+print("torch._dynamo" in sys.modules)
 """
     done = run(wheel, tmp_path, "-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(wheel))
+    assert done.stdout.splitlines()[-1] == "False", (
+        "torch.compile's machinery takes seconds, and is imported when it is used"
+    )
 
 
 def test_the_suite_for_a_neuron_of_another_project(wheel: Path, tmp_path: Path) -> None:

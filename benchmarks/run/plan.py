@@ -8,10 +8,10 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
 from torch.nn import functional as F
 
 from benchmarks.data import SIZES, Size
+from benchmarks.run import together
 from benchmarks.run.evaluate import CONVERTED_STEPS
 from benchmarks.run.network import network_of, starting_network
 from benchmarks.run.schedule import Job
@@ -93,7 +93,7 @@ def _seconds(cell: Cell, device: str) -> tuple[float, float]:
     """Seconds that an image takes in training, and in evaluation, on random images."""
     torch.set_num_threads(cell.threads or torch.get_num_threads())
     size, recipe = SIZES[cell.dataset], cell.recipe
-    fabric = Fabric(accelerator=device, devices=1, precision=recipe.precision)
+    fabric = together.fabric(1, device, recipe.precision)
     network = starting_network(cell, size)
     if recipe.channels_last:
         try:

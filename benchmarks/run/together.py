@@ -9,21 +9,23 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
-from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
 from benchmarks.spec import SpecError
+
+if TYPE_CHECKING:  # imported late: it takes seconds, and only a training needs it
+    from lightning_fabric import Fabric
 
 _Found = TypeVar("_Found")
 
 
 def launched() -> tuple[str, int, int]:
     """Who started this process among others (nobody: ""), how many there are, and how many of them on this machine."""
+    from lightning_fabric.plugins.environments import SLURMEnvironment
+
     if distributed.is_torchelastic_launched():
         return "torchrun", int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if SLURMEnvironment.detect():
@@ -56,8 +58,12 @@ def check(devices: int, device: str) -> None:
         )
 
 
-def fabric(devices: int, device: str, precision: Any) -> Fabric:
+def fabric(devices: int, device: str, precision: Any) -> "Fabric":
     """Fabric for one process, whatever else SLURM has started; or for this one of several."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+
     if devices == 1:
         return Fabric(accelerator=device, devices=1, precision=precision, plugins=LightningEnvironment())
     by, _, here = launched()

@@ -15,9 +15,10 @@ import importlib.util
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,7 +34,15 @@ WORTH_COMPILING = 1 << 15
 MOST_STEPS = 64  # a program keeps T rows and T x T sums in registers or a cache
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _chosen: ContextVar[str | None] = ContextVar("lmht_backend", default=None)
+
+
+def _constant(function: Callable[P, R]) -> Callable[P, R]:
+    """``torch.compiler.assume_constant_result``, without its import of ``torch._dynamo``: that is a third of ``import lmht``."""
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
 
 
 @contextmanager
@@ -91,7 +100,7 @@ def lmht(
     if backend == "eager":
         return functional.lmht(x, levels=levels, theta=theta, omega=omega, leak=leak, v0=v0)
     functional.check_arguments(x, levels=levels, theta=theta, v0=v0, omega=omega, leak=leak, values=False)
-    return operator.call(operator.fire, x, omega, _tensor(x, leak), _tensor(x, v0), levels, theta, False, backend)
+    return operator.call(operator.fire, x, omega, as_tensor(x, leak), as_tensor(x, v0), levels, theta, False, backend)
 
 
 def mht(
@@ -114,7 +123,7 @@ def mht(
         )
         return spikes * theta
     functional.check_arguments(current, levels=levels, theta=theta, v0=v0, leak=leak, values=False)
-    leaks, start = _tensor(current, leak), _tensor(current, v0)
+    leaks, start = as_tensor(current, leak), as_tensor(current, v0)
     return operator.call(operator.fire, current, None, leaks, start, levels, theta, temporal_gradient, backend)
 
 
@@ -132,12 +141,12 @@ def qcfs(x: Tensor, *, levels: int, scale: float | Tensor) -> Tensor:
     )
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _asked() -> str:
     return _chosen.get() or _known(os.environ.get("LMHT_BACKEND", "auto"))
 
 
-def _tensor(x: Tensor, value: float | Tensor) -> Tensor:
+def as_tensor(x: Tensor, value: float | Tensor) -> Tensor:
     return value.to(x.device) if isinstance(value, Tensor) else x.new_full((), value, dtype=functional.compute_dtype(x))
 
 
@@ -174,7 +183,7 @@ def _missing(backend: str, x: Tensor) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _installed(what: str) -> bool:
     return _look(what)
 
@@ -189,7 +198,7 @@ def _look(what: str) -> bool:
     return importlib.util.find_spec("triton") is not None and (_look("interpreter") or compiler is not None)
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _say(message: str) -> None:
     _say_once(message)
 
