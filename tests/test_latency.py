@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -201,3 +202,24 @@ def test_aims_and_left_out_cases() -> None:
     assert tables.growth(run) == 2
     line = run.lines[run.lines["contender"] == "naive"].iloc[0]
     assert (line["status"], line["T"]) == ("no figure: out of memory", 8)
+
+
+def test_bounds_of_a_step() -> None:
+    """Bytes and speeds, by hand: a step of 10 ms whose 3 ms between convolutions move 14 accesses of 1e6 floats."""
+    floors = [
+        {"kind": "neuron", "mode": "forward+backward", "contender": "floor", "dtype": "float32", "L": 2} for _ in "ab"
+    ]
+    floors[0] |= {"N": 1 << 18, "T": 1, "gb_s": 56.0}
+    floors[1] |= {"N": 1 << 22, "T": 2, "gb_s": 28.0}
+    step = {"kind": "step", "case": "step-x", "architecture": "X", "mode": "training step", "dtype": "float32"}
+    spent = {"convolution forward": 5.0, "ReLU": 1.0, "normalisation backward": 2.0, "other": 2.0}
+    twice = {"convolution forward": 10.0, "normalisation and neuron backward": 10.0, "other": 2.0}
+    run = tables.Run(
+        {"device": "cpu"},
+        pd.DataFrame([*floors, step | {"normalised": 1_000_000}]),
+        {"step-x": {"relu": spent, "lmht": twice}},
+    )
+    lines = tables.bounds(run)
+    assert "| ReLU ANN | 1 | 3 | 56 | 18.7 | 1 | 0.9 | 0.5 |" in lines
+    assert f"| LM-HT, T = 2 | 2 | 10 | 80 | 8 | 2.2 | {(12 + 80 / 28) / 10:.3g} | 1 |" in lines
+    assert tables.bounds(tables.Run({"device": "cuda"}, run.lines, run.profiles)) == []

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from benchmarks.data.images import TOGETHER
+from benchmarks.data.transforms import CifarEach
 from benchmarks.latency.measure import Contenders
 from benchmarks.run.evaluate import predict
 from lmht import IF, LMHT, QCFS, functional, kernels
@@ -19,7 +21,7 @@ from lmht.reparameterize import reparameterize
 GRID = (1, 2, 4, 8)  # both L and T
 NEURON = ("fused", "fused-dx", "naive", "floor", "spikingjelly")  # fused-dx: without the gradients of Omega and lambda
 NETWORK = ("relu", "qcfs", "if", "lmht", "reparameterised", "lmht-naive", "spikingjelly-if", "spikingjelly-ilif")
-STEP = ("relu", "qcfs", "lmht", "lmht-T4", "lmht-evaluated", "spikingjelly-ilif")  # lmht: at T = 2
+STEP = ("relu", "qcfs", "lmht", "lmht-T4", "lmht-evaluated", "spikingjelly-ilif", "augmentation")  # lmht: at T = 2
 CHECKED = (10_007, 1 << 14)  # neurons: no multiple of a vector or a block, and one: Triton generates two kernels
 GROUPS = {  # of operators, for where the time goes; inner names first
     "normalisation and neuron backward": ("_NormalizedBackward",),
@@ -185,6 +187,9 @@ class NetworkCase:
         return {name: self.call(name, images, labels) for name in names}
 
     def call(self, name: str, images: Tensor, labels: Tensor) -> Callable[[], object]:
+        if name == "augmentation":  # of as many images as a loader augments at once
+            raw = torch.randint(256, (TOGETHER, 3, self.size, self.size), dtype=torch.uint8, device=self.device)
+            return functools.partial(CifarEach("cifar100", augment=True), raw)
         network = self.network(name)
         backend = "eager" if name == "lmht-naive" else "auto"
         autocast = functools.partial(torch.autocast, self.device, torch.bfloat16, enabled=self.dtype != torch.float32)
@@ -233,11 +238,12 @@ class StepCase(NetworkCase):
 
     @property
     def describe(self) -> dict[str, Any]:
-        return super().describe | {"kind": "step"}
+        return super().describe | {"kind": "step", "normalised": normalised(self)}
 
     @property
     def names(self) -> list[str]:
-        return [name for name in STEP if (name, self.mode) != ("lmht-evaluated", "training step")]
+        other = "lmht-evaluated" if self.mode == "training step" else "augmentation"
+        return [name for name in STEP if name != other]
 
     def refused(self) -> dict[str, str]:
         reasons = {
@@ -247,6 +253,18 @@ class StepCase(NetworkCase):
         }
         reasons["lmht-evaluated"] = reasons["lmht"]
         return {name: reason for name, reason in reasons.items() if reason and name in self.names}
+
+
+@functools.cache
+def normalised(case: StepCase) -> int:
+    """Elements of a batch that pass a batch normalisation in one time-step, over all layers."""
+    found: list[int] = []
+    network = build(case.architecture, nn.ReLU, classes=10, width=case.width).to("meta")
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(lambda _module, _inputs, out: found.append(out.numel()))
+    network(torch.empty(case.batch, 3, case.size, case.size, device="meta"))
+    return sum(found)
 
 
 Case = NeuronCase | NetworkCase
@@ -391,7 +409,7 @@ def step_cases(device: str) -> list[Case]:
     """ResNet-20 at full size, in both precisions."""
     batch, seconds = (64, 20.0) if device == "cpu" else (256, 3.0)
     return [
-        StepCase("ResNet-20", mode, batch, 32, device, seconds=seconds, dtype=dtype, profiled=mode == "training step")
+        StepCase("ResNet-20", mode, batch, 32, device, seconds=seconds, dtype=dtype, profiled=True)
         for dtype in (torch.float32, torch.bfloat16)
         for mode in NETWORK_MODES
     ]

@@ -76,7 +76,7 @@ def measured(pytestconfig: pytest.Config) -> Callable[[cases.Case], measure.Meas
         found.failed |= {name: f"check failed: {reason}" for name, reason in refused.items()}
         pytestconfig.stash[LEFT_OUT] |= {f"{case}-{name}": reason for name, reason in found.failed.items()}
         if isinstance(case, cases.NetworkCase) and case.profiled:
-            wanted: list[str] = [name for name in ("relu", "qcfs", "lmht") if name in found.seconds]
+            wanted: list[str] = [name for name in ("relu", "qcfs", "lmht", "lmht-T4") if name in found.seconds]
             spent = {name: measure.shares(contenders[name], case.device, cases.GROUPS) for name in wanted}
             pytestconfig.stash[PROFILES][str(case)] = spent
         return found

@@ -5,6 +5,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from benchmarks.data.images import TOGETHER
 from benchmarks.files import write_text
 from benchmarks.latency.record import RECORD
 from benchmarks.report import figures
@@ -144,8 +146,8 @@ def frame(record: dict[str, Any]) -> pd.DataFrame:
         if case:
             lines.append(cases[case] | {"contender": name.removeprefix(f"{case}-"), "status": f"no figure: {reason}"})
     found = pd.DataFrame(lines)
-    found = found.reindex(columns=[*COLUMNS, "case", "times_lmht", "times_if", "peak_bytes", "faults"])
-    whole = ["L", "T", "N", "batch", "size", "rounds", "input_bytes", "peak_bytes", "faults"]
+    found = found.reindex(columns=[*COLUMNS, "case", "times_lmht", "times_if", "peak_bytes", "faults", "normalised"])
+    whole = ["L", "T", "N", "batch", "size", "rounds", "input_bytes", "peak_bytes", "faults", "normalised"]
     return found.astype(dict.fromkeys(whole, "Int64"))
 
 
@@ -173,7 +175,8 @@ def page(run: Run, device: str) -> str:
         "and gradient. A figure of a fused backend exists only where its outputs and gradients equal the naive ones in float64.",
         "",
     ]
-    body = [*aims(run, device), *step_tables(run), *neuron_tables(run), *network_tables(run), *profile_tables(run)]
+    body = [*aims(run, device), *step_tables(run), *bounds(run), *neuron_tables(run), *network_tables(run)]
+    body += profile_tables(run)
     return "\n".join([*head, *body]).rstrip() + "\n"
 
 
@@ -234,9 +237,7 @@ def step_tables(run: Run) -> list[str]:
         return []
     about = {
         "cpu": "Page faults, 4 KiB each: memory that the C library had given back to the system and has to get, cleared, again. "
-        "`MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` above a step's memory keep it. LM-HT's tensors are T times "
-        "the ANN's: where the ANN's stay in the processor's last cache and these do not, passes that only move memory "
-        "(normalisation and neuron, in the profiles below) cost more than T of the ANN's.",
+        "`MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` above a step's memory keep it.",
         "cuda": "Every operator is launched by itself, as PyTorch does unless told otherwise. Where T = 4 costs no more than "
         "T = 2, the GPU waits for launches, not for arithmetic; so `python -m benchmarks run` replays the passes of a batch as "
         "one CUDA graph.",
@@ -245,6 +246,7 @@ def step_tables(run: Run) -> list[str]:
     names = {"relu": "ReLU ANN", "qcfs": "QCFS ANN", "lmht": "LM-HT, T = 2", "lmht-T4": "LM-HT, T = 4"}
     names |= {"lmht-evaluated": "LM-HT, T = 2, and its predictions"}
     names |= {"spikingjelly-ilif": "SpikingJelly's ILIF, T = 2"}
+    steps = steps[steps["contender"] != "augmentation"]
     for (architecture, mode), group in steps.groupby(["architecture", "mode"], sort=False):
         one = group.iloc[0]
         lines += [f"### {architecture}, {mode}, {one['batch']} x {one['size']}², L = {one['L']}, channels_last", ""]
@@ -260,6 +262,59 @@ def step_tables(run: Run) -> list[str]:
             lines.append(
                 row([dtype, names[name], *map(figure, [*cells, case["peak_mb"]]), case["faults"], case["rounds"]])
             )
+        lines.append("")
+    return lines
+
+
+# Of a step: title, T, and how often an element is read or written between two convolutions, in inference and in training.
+PASSES = {
+    "relu": ("ReLU ANN", 1, {"inference": 4, "training step": 14}),
+    "qcfs": ("QCFS ANN", 1, {"inference": 2, "training step": 10}),
+    "lmht": ("LM-HT, T = 2", 2, {"inference": 2, "training step": 10}),
+    "lmht-T4": ("LM-HT, T = 4", 4, {"inference": 2, "training step": 10}),
+}
+MOVING = ("normal", "neuron", "ReLU")  # groups of operators that do little else than move memory
+
+
+def bounds(run: Run) -> list[str]:
+    """What a step can't be faster than: its convolutions, and the bytes that the rest moves at the speed of a copy."""
+    copies = {
+        place: run.neurons("forward+backward", contender="floor", dtype="float32", L=2, **at)["gb_s"].dropna()
+        for place, at in (("within", {"N": 1 << 18, "T": 1}), ("beyond", {"N": 1 << 22, "T": 2}))
+    }
+    steps = [case for case in run.profiles if case.startswith("step-")]
+    if run.params["device"] != "cpu" or not steps or any(len(found) != 1 for found in copies.values()):
+        return []
+    within, beyond = (float(found.iloc[0]) for found in copies.values())
+    lines = ["## What bounds a step", ""]
+    lines.append(
+        "From the profiles at the end. A convolution over T steps is T times the ANN's arithmetic. What stands between two "
+        "convolutions (normalisation, ReLU or neuron) does little else than move memory: of each element an ANN reads or "
+        "writes 14 in a training step and 4 in inference, the fused pass 10 and 2. *GB/s*: these bytes by the time they take; "
+        f"a copy has {within:.3g} GB/s where all of it stays in a cache and {beyond:.3g} beyond, and LM-HT's tensors are T times "
+        "the ANN's. *At a copy's speed*: the step if that part took no longer than a copy beyond the caches, by the ANN's step "
+        "as it is. *Convolutions*: by the ANN's step, what would be left if all else were free."
+    )
+    lines.append("")
+    columns = ("activation", "convolutions ÷ ANN's", "between them, ms", "MB", "GB/s", "step ÷ ANN")
+    for case in steps:
+        found = run.profiles[case]
+        one = run.lines[run.lines["case"] == case].iloc[0]
+        element = one["normalised"] * (4 if one["dtype"] == "float32" else 2) / 1e6  # MB for one access to each
+        lines += [f"### {one['architecture']}, {one['mode']}, {one['dtype']}", ""]
+        lines += heading(*columns, "at a copy's speed", "convolutions")
+        ann = sum(found["relu"].values())
+        for name, (title, steps_, passes) in PASSES.items():
+            if name not in found:
+                continue
+            groups = found[name]
+            convolutions = sum(ms for group, ms in groups.items() if group.startswith("convolution"))
+            moving = sum(ms for group, ms in groups.items() if group.startswith(MOVING))
+            first = sum(ms for group, ms in found["relu"].items() if group.startswith("convolution"))
+            moved, whole = passes[one["mode"]] * steps_ * element, sum(groups.values())
+            cells = [convolutions / first, moving, moved, moved / moving, whole / ann]
+            cells += [(whole - moving + moved / beyond) / ann, convolutions / ann]
+            lines.append(row([title, *map(figure, cells)]))
         lines.append("")
     return lines
 
@@ -303,7 +358,7 @@ def network_tables(run: Run) -> list[str]:
 def profile_tables(run: Run) -> list[str]:
     """Where a step's time goes: what bounds the SNN."""
     lines = []
-    names = {"relu": "ReLU ANN", "qcfs": "QCFS ANN", "lmht": "LM-HT"}
+    names = {"relu": "ReLU ANN", "qcfs": "QCFS ANN", "lmht": "LM-HT", "lmht-T4": "LM-HT, T = 4"}
     for case, found in run.profiles.items():
         if not {"relu", "lmht"} <= set(found):
             continue
@@ -403,6 +458,23 @@ EVALUATION = Aim(
     lambda run: run.ratio("lmht-evaluated", "times_lmht", **WHOLE_STEP | {"mode": "inference", "dtype": "float32"}),
     1.05,
 )
+
+
+def augmentation(run: Run, dtype: str) -> float:
+    """Its time by a ReLU ANN's step, for as many images."""
+    found = run.lines[(run.lines["kind"] == "step") & (run.lines["dtype"] == dtype)]
+    batch = float(found["batch"].iloc[0]) if len(found) else math.nan
+    return run.ratio("augmentation", "times_relu", kind="step", dtype=dtype) * batch / TOGETHER
+
+
+AUGMENTATION = [
+    Aim(
+        f"CIFAR's augmentation of a batch, by the process that trains ÷ a ReLU ANN's training step of ResNet-20, {dtype}",
+        partial(augmentation, dtype=dtype),
+        0.05,
+    )
+    for dtype in ("float32", "bfloat16 (autocast)")
+]
 JELLY_STEP = Aim(
     "ResNet-20, training step, float32, T = 2: SpikingJelly's multi-level neuron ÷ LM-HT",
     lambda run: run.ratio("spikingjelly-ilif", "times_lmht", **WHOLE_STEP, dtype="float32"),
@@ -420,6 +492,7 @@ AIMS = {
         Aim("the same: fused ÷ floor", lambda run: run.ratio("fused", "times_floor", **CPU_CASE), 2),
         *WHOLE_STEPS,
         EVALUATION,
+        *AUGMENTATION,
         JELLY_STEP,
     ],
     "cuda": [
