@@ -27,6 +27,7 @@ NEAREST = "rounds to the nearest level instead of down"
 NEAREST_UP = "rounds to the nearest level instead of down, half a level up"
 HARD = "hard reset: to 0 after a spike, not by subtraction"
 DELAYED = "resets one step after the spike"
+LOST = "loses a spike where the reset left more than theta"
 LEAK = "clamps a leak above 1 to 1"
 SURROGATE = "another surrogate gradient than Eq. 8's window"
 CLIP = "no gradient at the clip's bounds (QCFS, levels 0 and Tq)"
@@ -35,7 +36,7 @@ SINGLE = "spikes are float32, which turns half-precision potentials into float32
 # name -> what it changes in the rules; at most one of each group at a time
 GROUPS: tuple[dict[str, dict[str, Any]], ...] = (
     {ABOVE: {"count": lambda m: ceil(m) - 1}, NEAREST: {"count": round}, NEAREST_UP: {"count": lambda m: floor(m + Q(1, 2))}},
-    {HARD: {"reset": "hard"}, DELAYED: {"reset": "delayed"}},
+    {HARD: {"reset": "hard"}, DELAYED: {"reset": "delayed"}, LOST: {"reset": "before"}},
     {LEAK: {"largest_leak": Q(1)}},
 )  # fmt: skip
 CURRENTS = [Q(n, 4) for n in (-2, 1, 2, 3, 4, 6, 7, 12)]
@@ -52,9 +53,10 @@ class Conventions:
 
 
 def battery() -> Iterator[Case]:
-    """All pairs of currents and one more step, from v(0) = 0 and 1/2, L = 2 or 1, theta = 1."""
-    trains = [(*pair, Q(1, 2)) for pair in product(CURRENTS, repeat=2)] * 2
-    v0 = (Q(0),) * (len(trains) // 2) + (Q(1, 2),) * (len(trains) // 2)
+    """All pairs of currents and one more step, from v(0) = 0, 1/2 and 2, L = 2 or 1, theta = 1."""
+    starts, pairs = (Q(0), Q(1, 2), Q(2)), list(product(CURRENTS, repeat=2))
+    trains = [(*pair, Q(1, 2)) for pair in pairs] * len(starts)
+    v0 = tuple(start for start in starts for _ in pairs)
     for leak in LEAKS:
         yield Case(2, Q(1), leak, v0, tuple(zip(*trains, strict=True)), (len(trains),))
 

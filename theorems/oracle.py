@@ -27,7 +27,9 @@ class Rules:
     """What other people's neurons do differently, by choice; the defaults are the paper's."""
 
     count: Callable[[Fraction], int] = floor  # of m / theta, before the clip
-    reset: str = "soft"  # or "hard": to 0 after a spike; or "delayed": by subtraction, one step after the spike
+    # or "hard": to 0 after a spike; "delayed": by subtraction, one step after the spike; "before": a step's spikes are counted once
+    # those that the potential before it is worth are taken off
+    reset: str = "soft"
     largest_leak: Fraction | None = None
     at_clip: int = 1  # QCFS's gradient at levels 0 and Tq
 
@@ -49,16 +51,19 @@ def mht(
     rules: Rules = PAPER,
 ) -> Trace:
     """Eqs. 5-6, or what the rules make of them."""
-    ms, ss, vs, v, late = [], [], [], v0, ZERO
+    ms, ss, vs, v = [], [], [], v0
     leak = leak if rules.largest_leak is None else min(leak, rules.largest_leak)
     for current in currents:
+        late = clip(rules.count(v / theta), 0, levels) * theta if rules.reset in ("delayed", "before") else ZERO
         m = leak * v + current - late
         s = clip(rules.count(m / theta), 0, levels)
         v = m - s * theta
         if rules.reset == "hard" and s:
             v = ZERO
         elif rules.reset == "delayed":
-            v, late = m, s * theta
+            v = m
+        elif rules.reset == "before":
+            v += late
         ms.append(m)
         ss.append(s)
         vs.append(v)

@@ -67,6 +67,15 @@ def at_ties(one: Use, theta: float, leak: float) -> Use:
     )
 
 
+def below_ties(one: Use) -> Use:
+    """m(1) is the largest float below k*theta, for k = 1 to 4: k - 1 spikes."""
+    m = torch.nextafter(torch.arange(1, 5, dtype=one.x.dtype) * THETA, one.x.new_zeros(()))
+    x = torch.stack([m, torch.zeros_like(m)])
+    return replace(
+        one, x=x, omega=torch.eye(2).to(x), v0=0.0, upstream=torch.ones_like(x), leaves=("x",)
+    )  # other gradients would have to be rounded
+
+
 USES: dict[str, Callable[[Use], Use]] = {
     "as it is": lambda one: one,
     "v(0) a number": lambda one: replace(one, v0=0.375),
@@ -85,6 +94,7 @@ USES: dict[str, Callable[[Use], Use]] = {
     "a current of 13 bits": lambda one: replace(one, x=one.x + 2**-12, upstream=one.upstream.sign()),
     "theta of 12 bits, m at its multiples and just below": lambda one: at_ties(one, THETA + 2**-12, 0.5),
     "a leak of 12 bits, m at multiples of theta and just below": lambda one: at_ties(one, THETA, 0.5 + 2**-12),
+    "m just below multiples of theta": below_ties,
     "a gradient of 12 bits": lambda one: replace(one, upstream=one.upstream.sign() * (1 + 2**-11)),
     "L = 65 536": lambda one: replace(one, x=one.x * 2**15, levels=65_536),
 }
@@ -212,7 +222,8 @@ def check_forward(impl: Loaded, method: str, size: str, dtype: torch.dtype) -> N
         pytest.skip("the exact cases ask it with the neuron's conventions")
     steps, *shape = SIZES[size]
     kept: list[tuple[str, Tensor, Tensor]] = []
-    for name in ("as it is", "v(0) a number", "v(0) = 0, a number", "v(0) with strides", "time innermost in memory"):
+    strides, ties = ("v(0) with strides", "time innermost in memory"), "m just below multiples of theta"
+    for name in ("as it is", "v(0) a number", "v(0) = 0, a number", *strides, ties):
         one = USES[name](use(dtype, steps, *shape))
         before = one.x.clone()
         for what, got, expected in forward(impl, method, one):

@@ -464,6 +464,11 @@ class RoundsTheta(Neuron):
         return super().fired(m, float(torch.tensor(theta).half()), levels)
 
 
+class FiresALittleBelow(Neuron):
+    def fired(self, m: Tensor, theta: float, levels: int) -> Tensor:
+        return super().fired(m + 1e-6 * theta, theta, levels)
+
+
 class RoundsLeak(Neuron):
     def potential(self, v: Tensor, current: Tensor, leak: float | Tensor) -> Tensor:
         rounded = torch.as_tensor(leak).bfloat16().to(v.dtype) if isinstance(leak, float) else leak
@@ -560,7 +565,16 @@ CAUGHT_BY: dict[type[Neuron], tuple[str, ...]] = {
         ("as_used",),
     ),
     **dict.fromkeys(
-        (RoundsOmega, RoundsTheta, RoundsLeak, RoundsTheCurrent, RoundsGradients, CountsInSixteenBits), ("as_used",)
+        (
+            FiresALittleBelow,
+            RoundsOmega,
+            RoundsTheta,
+            RoundsLeak,
+            RoundsTheCurrent,
+            RoundsGradients,
+            CountsInSixteenBits,
+        ),
+        ("as_used",),
     ),
     NothingAtAll: (
         "lemma_4_1",
