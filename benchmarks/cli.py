@@ -343,6 +343,7 @@ def verify(
     from benchmarks.report.verify import verify as judged
 
     try:
+        spec.load_profile(profile)  # that there is one
         rules = claims.load()
         wanted = rules.seeds[:seeds]
         committed = [one for one in record.load(record_of(profile, None)) if one.seed in wanted]
@@ -390,6 +391,7 @@ def evaluate(
     from benchmarks.store import CheckpointError, provenance
 
     try:
+        spec.load_profile(profile)  # that there is one
         device, store = resolve_device(device), Store(profile)
         held, where = store.held(), {key: provenance()[key] for key in ("commit", "dirty", "cpu")}
         runs = {key: run_id for key, (run_id, _) in held.items()}

@@ -194,7 +194,7 @@ def parse(text: str, where: str) -> Record:
             if images is None or not math.isclose(images.mean(), record.metrics[name], abs_tol=1e-9):
                 raise ValueError(f"{name} = {record.metrics[name]} is not what its predictions give")
         return record
-    except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
+    except (ValueError, TypeError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         why = f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip() if first else str(error)
         raise RecordError(f"{where} is not a record: {why}; restore the file, or export it again") from error

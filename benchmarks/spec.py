@@ -146,7 +146,7 @@ class Profile(Strict):
     dataset_architecture: dict[str, str] = {}
     qcfs_scale: float = Field(default=8.0, gt=0, allow_inf_nan=False)
     float64_checks: bool = True
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     devices: int = Field(default=1, ge=1)
     backend: Literal["auto", "eager", "compiled", "triton"] = "auto"
     direct: RecipeBook
@@ -186,7 +186,7 @@ class Cell(Strict):
     qcfs_scale: float
     float64_checks: bool
     threads: int | None
-    devices: int
+    devices: int = Field(ge=1)
     backend: str
     start: Start | None = None
     ann: "Cell | None" = None
@@ -223,7 +223,7 @@ def read(path: Path, kind: type[_Model]) -> _Model:
     except ValidationError as error:
         found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".lstrip(": ") for one in error.errors()]
         raise SpecError(f"{path.name} is not valid: {' '.join('; '.join(found).split())}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise SpecError(f"{path.name} is not valid: {error}") from error
 
 
@@ -300,7 +300,7 @@ def resolve(row: Row, profile: Profile) -> Cell:
     """The cell that a row's numbers come from.
 
     Raises:
-        SpecError: the profile does not name the row's data set.
+        SpecError: the profile does not name the row's data set, or its devices can't share a batch.
     """
     if row.dataset not in profile.datasets:
         raise SpecError(f"row {row.id}: {no_data(row.dataset)}")
@@ -317,16 +317,19 @@ def _cell(row: Row, profile: Profile, neuron: NeuronSpec, book: RecipeBook, **up
     dataset = profile.datasets[row.dataset]
     architecture = profile.architecture(row)
     options = profile.networks.get(architecture, {}) | profile.dataset_networks.get(row.dataset, {})
-    return Cell(
-        dataset=dataset,
-        architecture=architecture,
-        network=options,
-        neuron=neuron,
-        recipe=book.of(architecture, row.dataset),
-        qcfs_scale=profile.qcfs_scale,
-        float64_checks=profile.float64_checks,
-        threads=profile.threads,
-        devices=profile.devices,
-        backend=profile.backend,
-        **upstream,
-    )
+    try:
+        return Cell(
+            dataset=dataset,
+            architecture=architecture,
+            network=options,
+            neuron=neuron,
+            recipe=book.of(architecture, row.dataset),
+            qcfs_scale=profile.qcfs_scale,
+            float64_checks=profile.float64_checks,
+            threads=profile.threads,
+            devices=profile.devices,
+            backend=profile.backend,
+            **upstream,
+        )
+    except ValidationError as error:
+        raise SpecError(f"row {row.id}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error

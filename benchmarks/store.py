@@ -7,6 +7,7 @@ import platform
 import subprocess
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
 from benchmarks.lease import LASTS, Lease, at_work, owner
-from benchmarks.record import Epoch, Evaluation, Record, Result, pack, parse
+from benchmarks.record import Epoch, Evaluation, Record, RecordError, Result, pack, parse
 from benchmarks.spec import HERE, Cell, load_spec, tables
 from benchmarks.tracking import StoreError, connect, explained, tracking_uri, without_secrets
 
@@ -448,9 +449,8 @@ class Store:
                 ),
             )
             for run in runs:  # the last one of a seed stays
-                path = Path(self.client.download_artifacts(run.info.run_id, RECORD))
-                record = parse(path.read_text(encoding="utf-8"), f"run {run.info.run_id}, {RECORD}")
-                found[record.key] = run.info.run_id, record
+                if record := self._record(run):
+                    found[record.key] = run.info.run_id, record
         return found
 
     def renew(self, run_id: str, record: Record) -> None:
@@ -480,7 +480,8 @@ class Store:
             except ClaimedError:  # just being trained here: that goes before an import
                 continue
             with explained(self.uri):
-                tags = record.provenance | {"imported": "true"}
+                own = {"kind", "cell", "seed", "owner", "expires", "imported"}  # what the store is searched by
+                tags = {key: value for key, value in record.provenance.items() if key not in own} | {"imported": "true"}
                 if record.status == "finished":
                     tags |= {"checkpoint_sha256": record.checkpoint_sha256, "data_digest": record.data["digest"]}
                 else:
@@ -603,7 +604,36 @@ class Store:
             token = page.token
             if not token:
                 break
-        return runs
+        return [run for run in runs if self._is_ours(run)]
+
+    def _is_ours(self, run: Run) -> bool:
+        """Whether a run has the tags by which it is found; somebody may have changed or made it."""
+        tags = run.data.tags
+        needed = {"seed": ("cell", "seed"), "cell": ("cell",), "row": ("cell",)}.get(tags.get("kind", ""), ())
+        wrong = [key for key in needed if not tags.get(key) or (key == "seed" and not tags[key].isdecimal())]
+        if wrong:
+            said = ", ".join(f"{key} is {tags[key]!r}" if tags.get(key) else f"{key} is missing" for key in wrong)
+            warnings.warn(
+                f"run {run.info.run_id} is left out: of its tags {said}; put them back, or "
+                f"`mlflow runs delete --run-id {run.info.run_id}`",
+                stacklevel=2,
+            )
+        return not wrong
+
+    def _record(self, run: Run) -> Record | None:
+        """A run's record, or a warning that names what is wrong with it: the other runs go on."""
+        run_id = run.info.run_id
+        try:
+            path = Path(self.client.download_artifacts(run_id, RECORD))
+            return parse(path.read_text(encoding="utf-8"), f"run {run_id}, {RECORD}")
+        except (RecordError, UnicodeDecodeError) as error:
+            why = str(error)
+        except (MlflowException, OSError):
+            if any(file.path == RECORD for file in self.client.list_artifacts(run_id)):
+                raise
+            why = f"run {run_id} has no {RECORD}; restore the file"
+        warnings.warn(f"{why}; till then it is left out (or `mlflow runs delete --run-id {run_id}`)", stacklevel=2)
+        return None
 
     def _log(self, run_id: str, metrics: dict[str, float], step: int, when: int | None = None) -> None:
         when = when or get_current_time_millis()

@@ -27,7 +27,7 @@ REMEDIES = {  # what a message holds: what to do
     r"disk is full|disk full|No space left": "free some space",
     r"database is locked": LOCKED,
     r"malformed|not a database|disk I/O error": "the file is damaged: restore it from a copy, or move it away to begin anew",
-    r"readonly|read-only|Permission denied": "make the file and its folder writable",
+    r"(?i)readonly|read-only|Permission denied": "make the file and its folder writable",
     r"No module named|load plugin": "install the driver of that kind of database, or correct MLFLOW_TRACKING_URI",
     r"\b401\b|\b403\b|UNAUTHENTICATED|PERMISSION_DENIED": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
     "or MLFLOW_TRACKING_TOKEN, to those of a user who may write",
@@ -75,13 +75,14 @@ def explained(uri: str) -> Iterator[None]:
 
 def explain(uri: str, error: Exception) -> StoreError:
     text = str(error).strip()
-    first = without_secrets(text.splitlines()[0] if text else type(error).__name__, uri)
-    known = [remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, text)]
+    known = {pattern: remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, text)}
+    lines = [line for line in text.splitlines() if known and re.search(next(iter(known)), line)] or text.splitlines()
+    first = without_secrets(lines[0].strip() if lines else type(error).__name__, uri)
     server = uri.startswith("http")
     other = "check MLFLOW_TRACKING_URI and that the " + (
         "server is up (`mlflow server`)" if server else "store is up and writable"
     )
-    remedy = known[0] if known else other
+    remedy = next(iter(known.values()), other)
     summary = f"tracking store {without_secrets(uri, uri)}: {first}"
     explained = StoreError(f"{summary}; {remedy}, {AGAIN}")
     explained.summary = summary

@@ -238,3 +238,27 @@ def test_a_place_that_cannot_be_written_to_is_one_error(
     assert code == 1
     assert "error: [Errno" in output
     assert f"{tmp_path}/file" in output.replace(" ", "")
+
+
+def test_what_devices_cannot_share_and_no_machine_has_is_an_error(tmp_path: Path) -> None:
+    row = spec.load_spec("table1").row[0]
+    with pytest.raises(SpecError, match="row 1: a batch of 64 can't be shared by 3 devices; take a divisor"):
+        spec.resolve(row, spec.load_profile("digits").model_copy(update={"devices": 3}))
+    text = (spec.HERE / "profiles" / "digits.toml").read_text()
+    (tmp_path / "mine.toml").write_text(
+        "threads = 100000000\n" + "\n".join(line for line in text.splitlines() if not line.startswith("threads"))
+    )
+    with pytest.raises(SpecError, match=r"mine.toml is not valid: threads: .*less than or equal to 1024"):
+        spec.read(tmp_path / "mine.toml", spec.Profile)
+    with pytest.raises(SpecError, match=r"is not valid: .*directory"):
+        spec.read(tmp_path, spec.Profile)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "verify", "report"])
+def test_a_profile_that_is_none_is_found_by_every_command(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, output = invoke(command, "--profile", "../x")
+    assert code == 1
+    assert "unknown profile '../x'; known: digits" in output

@@ -317,3 +317,53 @@ def test_run_ends_with_the_comparison_of_what_was_trained_here(store: Store, mon
     assert CliRunner().invoke(app, ["import"]).exit_code == 0
     assert ending() == ["0 of 0 runs identical to the committed ones, bit for bit"]  # an import is no reproduction
     assert "1 runs were imported, not trained here" in " ".join(CliRunner().invoke(app, words).output.split())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "has no record.json; restore the file"),
+        (b'{"cell": "', "record.json is not a record: Unterminated string"),
+        (b"\xff\xfe", "can't decode byte 0xff"),
+        (b"[" * 100_000, "record.json is not a record: "),
+    ],
+)
+def test_a_damaged_record_is_named_and_the_other_runs_go_on(store: Store, content: bytes | None, message: str) -> None:
+    run_id = str(store.seeds()["run_id"][0])
+    path = Path(store.client.get_run(run_id).info.artifact_uri.removeprefix("file://")) / "record.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{run_id}.*{message}|{message}.*{run_id}"):
+        left = store.records()
+    assert [one.status for one in left] == ["failed"]
+    done = CliRunner().invoke(app, ["report", "tables", "--out", "out"])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(("tag", "value"), [("cell", ""), ("seed", "abc")])
+def test_tags_that_somebody_changed_are_named(store: Store, tag: str, value: str) -> None:
+    run_id = str(store.seeds()["run_id"][0])
+    store.client.delete_tag(run_id, tag)
+    if value:
+        store.client.set_tag(run_id, tag, value)
+    said = f"{tag} is {value!r}" if value else f"{tag} is missing"
+    with pytest.warns(UserWarning, match=f"run {run_id} is left out: of its tags {said}"):
+        assert store.seeds().empty
+    with pytest.warns(UserWarning, match=said):
+        store.renew_cells()
+
+
+def test_a_records_provenance_does_not_reach_the_stores_own_tags(store: Store, tmp_path: Path) -> None:
+    (one,) = [one for one in store.records() if one.status == "finished"]
+    bad = one.model_copy(update={"provenance": one.provenance | {"kind": "cell", "seed": "7", "owner": "me"}})
+    other = Store("digits", f"sqlite:///{tmp_path}/other.db")
+    assert other.take_in([bad]) == 1
+    assert other.seeds()["seed"].tolist() == [42]
+    assert len(other.records()) == 1
+
+
+def test_devices_of_a_record_are_at_least_one(store: Store) -> None:
+    (one,) = [one for one in store.records() if one.status == "finished"]
+    config = one.config | {"devices": 0}
+    line = json.dumps(json.loads(one.line()) | {"config": config, "cell": spec.content_hash(config)})
+    with pytest.raises(record.RecordError, match="is not a record: devices Input should be greater than or equal to 1"):
+        record.parse(line, "x")

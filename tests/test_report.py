@@ -813,3 +813,8 @@ def test_the_committed_tables_and_verdicts_are_those_of_the_committed_record(pro
     assert len(written) > len(spec.tables())
     for path in written:
         assert path.read_bytes() == (ROOT / "results" / profile / path.name).read_bytes(), path.name
+
+
+def test_a_cell_of_a_markdown_table_is_one_line_of_text() -> None:
+    shown = tables.View("x", "x", [], ["a"], [False], [[tables.Shown("one\n<script>|two")]], ["ours"])
+    assert tables.markdown_table(shown)[-1] == "| one &lt;script&gt;\\|two |"

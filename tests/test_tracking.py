@@ -202,3 +202,25 @@ def test_no_password_gets_into_a_message() -> None:
     assert not any(secret in text for secret in ("s3cr", "abc", "other@"))
     assert "https://me:***@host" in text
     assert tracking.without_secrets("no colon@here", "sqlite:///m.db") == "no colon@here"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "remedy"),
+    [
+        (
+            "(raised as a result of Query-invoked autoflush)\ndatabase is locked\n[SQL: x]",
+            "database is locked",
+            "let it end",
+        ),
+        (
+            "[Errno 30] Read-only file system: 'x'",
+            "[Errno 30] Read-only file system: 'x'",
+            "make the file and its folder writable",
+        ),
+        ("what nobody knows\nand more", "what nobody knows", "check MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_the_line_that_says_what_is_wrong_is_shown(text: str, shown: str, remedy: str) -> None:
+    found = explain("sqlite:///m.db", OSError(text))
+    assert found.summary == f"tracking store sqlite:///m.db: {shown}"
+    assert remedy in str(found)

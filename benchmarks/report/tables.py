@@ -1,5 +1,6 @@
 """Tables from records: per table a CSV with everything and a Markdown file for people. A pure function of the records."""
 
+import html
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -542,7 +543,11 @@ def markdown(shown: View, results: Results) -> str:
 
 def markdown_table(shown: View) -> list[str]:
     def row(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return (
+            "| "
+            + " | ".join(html.escape(" ".join(cell.split()), quote=False).replace("|", "\\|") for cell in cells)
+            + " |"
+        )
 
     rule = "|" + "|".join("---:" if numeric else "---" for numeric in shown.numeric) + "|"
     return [row(shown.columns), rule, *(row(place.text for place in line) for line in shown.lines)]

@@ -48,11 +48,13 @@ class Outbox:
         try:
             call()
         except StoreError as error:
+            if not error.passing:
+                raise
             now = time.monotonic()
             if self.since is None:
                 self.since = now
                 self.away(error)
-            if not error.passing or now - self.since > PATIENCE:
+            if now - self.since > PATIENCE:
                 raise
             self.again = now + max(RETRY_EVERY, 2 * (now - began))  # a server that hangs may not hold the training up
             return False
