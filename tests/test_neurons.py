@@ -281,6 +281,8 @@ def _lmht(x: Tensor, **changes) -> Tensor:
         (lambda: lmht.MHT(1.5, 2), "levels (L) must be an integer >= 1, got 1.5"),
         (lambda: lmht.MHT(True, 2), "levels (L) must be an integer >= 1, got True"),
         (lambda: lmht.IF(0), "steps (T) must be an integer >= 1, got 0"),
+        (lambda: lmht.IF(True), "steps (T) must be an integer >= 1, got True"),
+        (lambda: lmht.IF(1.5), "steps (T) must be an integer >= 1, got 1.5"),
         (lambda: lmht.SigmoidTGIM(0), "steps (T) must be an integer >= 1, got 0"),
         (lambda: lmht.IF(2, theta=0.0), "theta must be finite and > 0, got 0.0"),
         (lambda: lmht.IF(2, theta=-1.0), "theta must be finite and > 0, got -1.0"),

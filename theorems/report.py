@@ -36,10 +36,10 @@ def failure(nodeid: str, error: BaseException) -> dict[str, str]:
     shown = [cut(line) for line in lines[:start] if line.strip()][:LINES]
     source = lines[start:]
     if not source or max(map(len, source)) > SOURCE:
-        test = nodeid.rpartition("/")[2]
-        source = [f"reproduce: --tb=long -k '{test.partition('::')[2].partition('[')[0]}' on {test.partition('::')[0]}"]
+        source = [f"reproduce: the same command with --tb=long -k {nodeid.rpartition('::')[2].partition('[')[0]}"]
     line = getattr(error, "line", "") or next((line for line in shown if line.strip()), type(error).__name__)
-    return {"block": "\n".join([*shown, *source]), "line": cut(line), "size": str(len(text))}
+    told = len(lines) > start  # currents and both trains: what it takes to see the fault
+    return {"block": "\n".join([*shown, *source]), "line": cut(line), "size": str(len(text)), "told": str(int(told))}
 
 
 def cut(line: str) -> str:
@@ -153,10 +153,10 @@ class StatementReport:
         return 0 < failed == len(tests) and all(differs)
 
     def smallest(self, name: str, subject: str) -> tuple[str, dict[str, str]]:
-        """The failure to show of a statement; conventions have a paragraph of their own."""
+        """The failure to show of a statement, with a reproduction if one has it; conventions have a paragraph of their own."""
         tests = self.of(name, subject).items()
         failed = [(n, o.failure) for n, o in tests if o.outcome == "failed" and o.failure and not o.conventions]
-        return min(failed, key=lambda pair: (int(pair[1]["size"]), pair[0]), default=("", {}))
+        return min(failed, key=lambda pair: (pair[1]["told"] == "0", int(pair[1]["size"]), pair[0]), default=("", {}))
 
     # --- in the terminal
 
