@@ -71,9 +71,7 @@ def below_ties(one: Use) -> Use:
     """m(1) is the largest float below k*theta, for k = 1 to 4: k - 1 spikes."""
     m = torch.nextafter(torch.arange(1, 5, dtype=one.x.dtype) * THETA, one.x.new_zeros(()))
     x = torch.stack([m, torch.zeros_like(m)])
-    return replace(
-        one, x=x, omega=torch.eye(2).to(x), v0=0.0, upstream=torch.ones_like(x), leaves=("x",)
-    )  # other gradients would have to be rounded
+    return replace(one, x=x, omega=torch.eye(2).to(x), v0=0.0, upstream=torch.ones_like(x))
 
 
 USES: dict[str, Callable[[Use], Use]] = {
@@ -94,7 +92,6 @@ USES: dict[str, Callable[[Use], Use]] = {
     "a current of 13 bits": lambda one: replace(one, x=one.x + 2**-12, upstream=one.upstream.sign()),
     "theta of 12 bits, m at its multiples and just below": lambda one: at_ties(one, THETA + 2**-12, 0.5),
     "a leak of 12 bits, m at multiples of theta and just below": lambda one: at_ties(one, THETA, 0.5 + 2**-12),
-    "m just below multiples of theta": below_ties,
     "a gradient of 12 bits": lambda one: replace(one, upstream=one.upstream.sign() * (1 + 2**-11)),
     "L = 65 536": lambda one: replace(one, x=one.x * 2**15, levels=65_536),
 }
@@ -222,9 +219,9 @@ def check_forward(impl: Loaded, method: str, size: str, dtype: torch.dtype) -> N
         pytest.skip("the exact cases ask it with the neuron's conventions")
     steps, *shape = SIZES[size]
     kept: list[tuple[str, Tensor, Tensor]] = []
-    strides, ties = ("v(0) with strides", "time innermost in memory"), "m just below multiples of theta"
-    for name in ("as it is", "v(0) a number", "v(0) = 0, a number", *strides, ties):
-        one = USES[name](use(dtype, steps, *shape))
+    names = ("as it is", "v(0) a number", "v(0) = 0, a number", "v(0) with strides", "time innermost in memory")
+    for name, changed in [*((name, USES[name]) for name in names), ("m just below multiples of theta", below_ties)]:
+        one = changed(use(dtype, steps, *shape))
         before = one.x.clone()
         for what, got, expected in forward(impl, method, one):
             equal(got, expected, f"{size}, {name}: {what}")
@@ -232,6 +229,15 @@ def check_forward(impl: Loaded, method: str, size: str, dtype: torch.dtype) -> N
         equal(one.x, before.double(), "the input was changed in place")
     for what, got, expected in kept:
         equal(got, expected, what)
+
+
+@pytest.mark.statement("Eq. 7 (LM-HT)", precondition="none", how=HOW)
+@WIDE
+def test_lmht_just_below_multiples_of_theta(impl: Loaded, dtype: torch.dtype) -> None:
+    """How many spikes there are; a straight-through sum rounds their heights."""
+    impl.follows_the_paper("the exact cases ask it with the neuron's conventions")
+    one = below_ties(use(dtype, 3, 5))
+    equal((one.call(impl).result / THETA).round(), equations(one)[0], "m just below multiples of theta: spikes")
 
 
 @pytest.mark.statement("Eqs. 5-6 (M-HT)", precondition="none", how=HOW)
