@@ -35,14 +35,14 @@ def least_axes(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, 
     for _ in range(2):
         for node in graph.nodes:
             module = modules[str(node.target)] if node.op == "call_module" else None
-            known = max([2 * (node.op == "placeholder"), *(least[n] for n in node.all_input_nodes)])
-            known = 0 if is_number(node) else known
+            of_inputs = max([2 * (node.op == "placeholder"), *(least[n] for n in node.all_input_nodes)])
+            known = 0 if is_number(node) else of_inputs
             if axes := _takes(module):
                 known, before = axes, node.all_input_nodes[0]
                 while least[before] < known:
                     least[before] = known
-                    if before.op == "placeholder" or _changes(before, modules):
-                        break
+                    if len(before.all_input_nodes) != 1 or _changes(before, modules):
+                        break  # of several inputs one may have been broadcast
                     before = before.all_input_nodes[0]
             elif _changes(node, modules):
                 known = _changed(node, module, least)
@@ -82,6 +82,8 @@ def _changed(node: fx.Node, module: nn.Module | None, least: dict[fx.Node, int])
     if node.target in (torch.unsqueeze, "unsqueeze"):
         return before + 1
     if node.target is operator.getitem:
+        if isinstance(args[0], fx.Node) and args[0].target in (torch.chunk, torch.split, "chunk", "split"):
+            return before  # a part
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         return max(before - sum(isinstance(one, int | fx.Node) for one in index) + index.count(None), 0)
     if node.target in _REDUCING and kwargs.get("keepdim", args[2] if len(args) > 2 else False):

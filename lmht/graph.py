@@ -337,7 +337,10 @@ _AFFINE = (Kind.SYNAPSE, Kind.NORMALISATION, Kind.ACTIVATION, Kind.LINEAR, Kind.
 def check_affine(found: Flow, what: str, inexact: bool) -> None:
     """ValueError that names what is not known and, unless ``inexact``, what is not affine behind an activation."""
     if unknown := [step.name for step in found.of(Kind.UNKNOWN)]:
-        raise ValueError(f"{what}: {', '.join(unknown)} is not known to be applied step by step; replace it")
+        raise ValueError(
+            f"{what}: {', '.join(unknown)} is not known to be applied step by step; replace it "
+            "(axes counted from the end may be the rows: count them from the front)"
+        )
     if not inexact and (names := [step.name for step in found.not_affine]):
         raise ValueError(
             f"{what}: {', '.join(names)} is not affine, so the result would differ; replace it, or pass inexact=True"

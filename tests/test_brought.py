@@ -326,6 +326,7 @@ def row_number(m: Three, x: Tensor) -> Tensor:
         (lambda x: x - x.mean(-2, keepdim=True), "mean"),
         (lambda x: x.sum(1)[:, None] + x.sum(1).softmax(-1)[:, None], "softmax"),
         (nn.Flatten(-2), "Flatten"),
+        (lambda x: x.chunk(2, -2)[0], "chunk"),
         (lambda x: x.reshape(x.shape[0] // 2, -1).reshape(-1, 6), "reshape"),
         (lambda x: x.reshape(x.shape[::-1]).reshape(-1, 6), "reshape"),
     ],
@@ -354,6 +355,7 @@ def test_an_axis_from_the_end_may_be_the_rows(between: Callable[[Tensor], Tensor
         lambda x: x.flatten(2).transpose(-1, -2).reshape(x.shape[0], -1).reshape(x.shape[:1] + x.shape[1:2] + (6, 6)),
         lambda x: x[:, :, None].mean((-3, -2), keepdim=True)[:, :, 0] + x,
         lambda x: torch.stack([x, x], -3)[:, :, 0],
+        lambda x: x.chunk(3, -3)[0].flatten(-3).unflatten(1, (1, 6, 6)),
     ],
 )
 def test_of_images_it_is_not(between: Callable[[Tensor], Tensor]) -> None:

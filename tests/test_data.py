@@ -654,7 +654,10 @@ def test_damaged_dvs(dvs: Path) -> None:
         DataError, match=r"expected 10 recordings, found 9; missing: cifar10_dog_7\.aedat; unpack it again"
     ):
         load("cifar10-dvs", root=dvs, steps=4)
-    path.with_name("cifar10_dog_77.aedat").write_bytes(whole)
+    path.with_name("dog.aedat").write_bytes(whole)
+    with pytest.raises(DataError, match=r"missing: cifar10_dog_7\.aedat; not of them: dog\.aedat"):
+        load("cifar10-dvs", root=dvs, steps=4)
+    path.with_name("dog.aedat").rename(path.with_name("cifar10_dog_77.aedat"))
     with pytest.raises(DataError, match=r"missing: cifar10_dog_7\.aedat; not of them: cifar10_dog_77\.aedat"):
         load("cifar10-dvs", root=dvs, steps=4)
 

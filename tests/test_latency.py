@@ -223,3 +223,5 @@ def test_bounds_of_a_step() -> None:
     assert "| ReLU ANN | 1 | 3 | 56 | 18.7 | 1 | 0.9 | 0.5 |" in lines
     assert f"| LM-HT, T = 2 | 2 | 10 | 80 | 8 | 2.2 | {(12 + 80 / 28) / 10:.3g} | 1 |" in lines
     assert tables.bounds(tables.Run({"device": "cuda"}, run.lines, run.profiles)) == []
+    timed = {"kind": "step", "dtype": "float32", "contender": "augmentation", "batch": 64, "times_relu": 2.0}
+    assert tables.augmentation(tables.Run({}, pd.DataFrame([timed]), {}), "float32") == 2 * 64 / 2048

@@ -133,10 +133,9 @@ def _recordings(folder: Path) -> list[Path]:
         raise DataError.missing("cifar10-dvs", folder, PLACES["cifar10-dvs"].where)
     names = [path.name for path in folder.iterdir() if path.suffix in (".aedat", ".aedat4") and not is_junk(path.name)]
     numbered = {int(found[2]): found for name in names if (found := re.fullmatch(r"(.*?)(\d+)(\.aedat4?)", name))}
-    expected = None
-    if numbered:
-        first, (prefix, _, suffix) = int(RECORDINGS in numbered), min(numbered.items())[1].groups()
-        expected = {f"{prefix}{number}{suffix}" for number in range(first, first + RECORDINGS)}
+    prefix, suffix = numbered[min(numbered)].group(1, 3) if numbered else (f"cifar10_{folder.name}_", ".aedat")
+    first = int(RECORDINGS in numbered)  # from 0 as published, or from 1
+    expected = {f"{prefix}{number}{suffix}" for number in range(first, first + RECORDINGS)}
     check_whole("cifar10-dvs", folder, names, (RECORDINGS, RECORDINGS), expected, "recordings")
     return [folder / found[0] for _, found in sorted(numbered.items())]
 

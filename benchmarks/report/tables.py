@@ -543,11 +543,8 @@ def markdown(shown: View, results: Results) -> str:
 
 def markdown_table(shown: View) -> list[str]:
     def row(cells: Iterable[str]) -> str:
-        return (
-            "| "
-            + " | ".join(html.escape(" ".join(cell.split()), quote=False).replace("|", "\\|") for cell in cells)
-            + " |"
-        )
+        texts = (html.escape(" ".join(cell.split()), quote=False) for cell in cells)  # one line of text each
+        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
     rule = "|" + "|".join("---:" if numeric else "---" for numeric in shown.numeric) + "|"
     return [row(shown.columns), rule, *(row(place.text for place in line) for line in shown.lines)]

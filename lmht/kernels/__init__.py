@@ -34,12 +34,12 @@ WORTH_COMPILING = 1 << 15
 MOST_STEPS = 64  # a program keeps T rows and T x T sums in registers or a cache
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _chosen: ContextVar[str | None] = ContextVar("lmht_backend", default=None)
 
 
-def _constant(function: Callable[P, R]) -> Callable[P, R]:
+def _constant(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """``torch.compiler.assume_constant_result``, without its import of ``torch._dynamo``: that is a third of ``import lmht``."""
     vars(function)["_dynamo_marked_constant"] = True
     return function
@@ -147,6 +147,7 @@ def _asked() -> str:
 
 
 def as_tensor(x: Tensor, value: float | Tensor) -> Tensor:
+    """A parameter on the device of ``x``; a number in the dtype that ``x`` is computed in."""
     return value.to(x.device) if isinstance(value, Tensor) else x.new_full((), value, dtype=functional.compute_dtype(x))
 
 
