@@ -14,6 +14,7 @@ import lmht
 from lmht import fusion
 from lmht.conversion import to_lmht
 from lmht.energy import count_operations
+from lmht.graph import non_affine
 from lmht.networks import MultiStep, build
 from lmht.reparameterize import certify, foretell, reparameterize
 
@@ -423,6 +424,7 @@ def test_the_network_is_left_as_it_was() -> None:
     snn(IMAGES)
     twin = reparameterize(snn)
     certify(snn, [IMAGES])
+    assert non_affine(snn) == []  # traces the network itself, not a copy
     assert torch.equal(net.a.weight, kept)
     assert net.calls == net.buffer.item() == 2
     assert len(net.nested["h"]) == len(net.features) == 2
