@@ -54,9 +54,10 @@ def test_end_to_end(store: Store, tmp_path: Path) -> None:
     """From the command to the tables; and the same store gives the same bytes."""
     assert invoke("run", "latency", "--device", "cpu", "--quick") == 0
     assert invoke("report", "latency", "--out", "first") == invoke("report", "latency", "--out", "again") == 0
-    for name in ("latency-cpu.csv", "latency-cpu.md", "latency-cuda.md", "figures/roofline-cpu.svg"):
+    cpu = f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}"
+    for name in (f"latency-{cpu}.csv", f"latency-{cpu}.md", "latency-cuda.md", f"figures/roofline-{cpu}.svg"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    page = (tmp_path / "first" / "latency-cpu.md").read_text()
+    page = (tmp_path / "first" / f"latency-{cpu}.md").read_text()
     assert "Quick run" in page
     assert "LM-HT, T = 4" in page
     assert "not run: no GPU" in (tmp_path / "first" / "latency-cuda.md").read_text()
@@ -90,7 +91,8 @@ def test_no_figure_behind_a_red_check(store: Store, tmp_path: Path, monkeypatch:
     assert fused[["p50_ms", "p95_ms", "peak_mb", "gb_s"]].isna().all(axis=None)
     assert run.lines.loc[run.lines["contender"] == "floor", "p50_ms"].notna().all()
     assert invoke("report", "latency", "--out", "out") == 0
-    rows = [line for line in (tmp_path / "out" / "latency-cpu.md").read_text().splitlines() if "check failed" in line]
+    page = (tmp_path / "out" / f"latency-{run.name}.md").read_text()
+    rows = [line for line in page.splitlines() if "check failed" in line]
     assert len(rows) == 2
     for row in rows:
         cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -202,6 +204,18 @@ def test_aims_and_left_out_cases() -> None:
     assert tables.growth(run) == 2
     line = run.lines[run.lines["contender"] == "naive"].iloc[0]
     assert (line["status"], line["T"]) == ("no figure: out of memory", 8)
+
+
+def test_bfloat16_by_detours_is_not_judged() -> None:
+    """Of a processor that has no instructions for it."""
+    step = {"kind": "step", "mode": "training step", "architecture": "ResNet-20", "contender": "relu"}
+    for half, slow in ((9.0, False), (11.0, True)):
+        lines = [step | {"dtype": "float32", "p50_ms": 10.0}, step | {"dtype": "bfloat16 (autocast)", "p50_ms": half}]
+        run = tables.Run({"device": "cpu", "vectors": "AVX2"}, pd.DataFrame(lines), {})
+        assert run.name == "cpu-avx2"
+        assert run.halves_are_slow == slow
+        ends = [tables.Aim(text, lambda _: 1.0, 2.0).line(run).endswith("| met |") for text in ("float32", "bfloat16")]
+        assert ends == [True, not slow]
 
 
 def test_bounds_of_a_step() -> None:

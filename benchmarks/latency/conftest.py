@@ -54,6 +54,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
         "device_name": torch.cuda.get_device_name()
         if chosen == "cuda"
         else output_json["machine_info"]["cpu"]["brand_raw"],
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "quick": config.getoption("--quick"),

@@ -49,7 +49,8 @@ def log(store: Store, file: Path) -> None:
 def params(record: dict[str, Any]) -> dict[str, Any]:
     """What was measured with."""
     info, machine = record["latency"], record["machine_info"]
-    return {key: info[key] for key in ("device", "device_name", "threads", "torch", "quick", "spikingjelly")} | {
+    known = ("device", "device_name", "vectors", "threads", "torch", "quick", "spikingjelly")
+    return {key: info[key] for key in known} | {
         "machine": f"{machine['machine']}, {machine['cpu']['brand_raw']}, {machine['cpu']['count']} logical CPUs",
         "python": machine["python_version"],
         "measured": record["datetime"][:10],

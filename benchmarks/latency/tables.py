@@ -1,4 +1,7 @@
-"""``results/latency-<device>.csv``, ``.md`` and the roofline figure: a pure function of the store's latest run on each device."""
+"""``results/latency-<device>.csv``, ``.md`` and the roofline figure: a pure function of the store's latest run on each device.
+
+A CPU's are named after its vectors, too (``latency-cpu-avx2``): what a step costs depends on them more than on anything else.
+"""
 
 import json
 import math
@@ -53,6 +56,18 @@ class Run:
     lines: pd.DataFrame
     profiles: dict[str, dict[str, dict[str, float]]]
 
+    @property
+    def name(self) -> str:
+        """The device, of a CPU with the vectors that torch uses there."""
+        device, vectors = self.params["device"], self.params["vectors"]
+        return f"{device}-{vectors.lower()}" if device == "cpu" else device
+
+    @property
+    def halves_are_slow(self) -> bool:
+        """Whether a processor without instructions for bfloat16 computes it by detours: its ratios then say little of the code."""
+        ms = [self.ratio("relu", "p50_ms", **WHOLE_STEP, dtype=dtype) for dtype in ("bfloat16 (autocast)", "float32")]
+        return ms[0] > ms[1]
+
     def neurons(self, mode: str, **wanted: Any) -> pd.DataFrame:
         """Measured lines of a neuron mode, by contender; ``wanted`` are columns and their values."""
         found = self.lines[(self.lines["kind"] == "neuron") & (self.lines["mode"] == mode)]
@@ -85,6 +100,8 @@ class Aim:
         value = self.value(run)
         if math.isnan(value):
             return f"| {self.text} | {self.limit} | | not measured |"
+        if "bfloat16" in self.text and run.halves_are_slow:
+            return f"| {self.text} | {self.limit} | {value:.3g} | says nothing, see below |"
         met = value <= self.bound if self.at_most else value >= self.bound
         verdict = ("met" if met else "not met") if self.judged else "description, see below"
         return f"| {self.text} | {self.limit} | {value:.3g} | {verdict} |"
@@ -95,16 +112,16 @@ class Aim:
 
 
 def write(store: Store, out: Path) -> None:
-    """Write the files of every device; one without a run keeps those that it has, or gets some that say so.
+    """Write the files of every device; one without a run keeps those that it has, or a GPU gets some that say so.
 
     Raises:
         StoreError: the store can't be read.
     """
     for device, reason in DEVICES.items():
         run = load(store, device)
-        path = out / f"latency-{device}"
-        if run is None and path.with_suffix(".md").exists():
+        if run is None and list(out.glob(f"latency-{device}*.md")):
             continue
+        path = out / f"latency-{run.name if run else device}"
         if run is None:
             frame = pd.DataFrame([{"status": reason}], columns=COLUMNS)
             write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
@@ -114,7 +131,7 @@ def write(store: Store, out: Path) -> None:
         write_text(path.with_suffix(".csv"), run.lines[COLUMNS].to_csv(index=False, float_format="%.4g"))
         write_text(path.with_suffix(".md"), page(run, device))
         with matplotlib.rc_context(figures.STYLE):
-            figures.save(roofline(run), out / "figures", f"roofline-{device}")
+            figures.save(roofline(run), out / "figures", f"roofline-{run.name}")
 
 
 def load(store: Store, device: str) -> Run | None:
@@ -159,7 +176,7 @@ def page(run: Run, device: str) -> str:
     quick = (
         ["**Quick run: tiny sizes, to try the harness; nothing here is a result.**", ""] if p["quick"] == "True" else []
     )
-    head = [f"# Latency, {device}", "", *quick]
+    head = [f"# Latency, {run.name}", "", *quick]
     if said := answer(run):
         head += [said, ""]
     head += [
@@ -186,7 +203,7 @@ def answer(run: Run) -> str:
     parts = [f"{found[0]:.3g} times faster than naive", f"{found[1]:.3g} times the memory floor"]
     if any(map(math.isnan, found)):
         parts = []
-    for dtype in ("float32", "bfloat16 (autocast)"):
+    for dtype in ("float32", "bfloat16 (autocast)")[: 1 if run.halves_are_slow else 2]:
         steps = [run.ratio(name, "times_relu", **WHOLE_STEP, dtype=dtype) for name in STEPPED]
         if not any(map(math.isnan, steps)):
             parts.append(
@@ -199,7 +216,14 @@ def answer(run: Run) -> str:
 
 def aims(run: Run, device: str) -> list[str]:
     lines = ["## Aims", "", *heading("aim", "bound", "measured", "")]
-    return [*lines, *(aim.line(run) for aim in [*AIMS[device], *SCALING]), "", *scaling_notes(run)]
+    lines += [*(aim.line(run) for aim in [*AIMS[device], *SCALING]), ""]
+    if run.halves_are_slow:
+        lines += [
+            "This processor has no instructions for bfloat16: a step takes longer in it than in float32, almost all of it in the "
+            "convolutions, so what a step costs by the ANN's says nothing of the rest.",
+            "",
+        ]
+    return [*lines, *scaling_notes(run)]
 
 
 def row(cells: Iterable[object]) -> str:
@@ -385,7 +409,7 @@ def compared(by: pd.DataFrame, other: str, column: str, run: Run) -> str:
 
 
 def figure(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 # Aims ---------------------------------------------------------------------------------------------------------------------
