@@ -107,7 +107,7 @@ class Loaded:
     @cached_property
     def fault(self) -> str | None:
         """The first call that breaks the contract so that nothing else can be asked; None if there is none."""
-        fault = next((fault for call in self._calls() if (fault := self._fault(*call))), None)
+        fault = next((fault for call in self._calls() if (fault := self._fault(*call))), None) or self._height()
         if fault and isinstance(self._impl, type):
             module, _, name = self.target.partition(":")
             return f"{self.target} is a class, not an object: write mine = {name}() and pass {module}:mine\n({fault})"
@@ -150,6 +150,20 @@ class Loaded:
         if not all(a.allclose(b, 0, 0, equal_nan=True) for a, b in zip(first, again, strict=True)):
             return f"{call} gives another answer when it is called again: state that is not reset, or randomness"
         return None
+
+    def _height(self) -> str | None:
+        """Whether lmht returns numbers of spikes, which at theta = 1 alone are what the contract asks for."""
+        if not self.provides("lmht"):
+            return None
+        one = torch.ones(1, 1, dtype=torch.float64)
+        arguments = {"levels": 3, "theta": 2.0, "omega": one, "leak": one[0, 0]}
+        try:
+            out = self._answer("lmht", torch.tensor([[2.5, 4.5, 6.5]], dtype=torch.float64), arguments)[0]
+        except Exception:  # a test will show it
+            return None
+        if out.tolist() != [[1, 2, 3]]:
+            return None
+        return "lmht gives 1, 2 and 3 for as many spikes at theta = 2: multiply by theta, as the contract has it (Eqs. 7-9)"
 
     def _answer(self, method: str, x: Tensor, arguments: dict[str, Any]) -> tuple[Any, ...]:
         answer = getattr(self._impl, method)(x.clone(), **arguments)

@@ -536,7 +536,7 @@ CAUGHT_BY: dict[type[Neuron], tuple[str, ...]] = {
     WindowOfOneLevel: ("conventions",),
     NoWindow: ("conventions",),
     SurrogateTimesTheta: ("conventions",),
-    SpikesNotScaled: ("contract", "tgim_qcfs"),
+    SpikesNotScaled: ("contract",),
     NoLeakGradient: ("gradients",),
     NoOmegaGradient: ("gradients",),
     ShiftMissing: ("contract", "theorem_4_4"),

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.neurons.broken import HardReset, Neuron, RoundForFloor, _Right
+from tests.neurons.broken import HardReset, Neuron, RoundForFloor, SpikesNotScaled, _Right
 
 
 class NeverReset(Neuron):
@@ -114,4 +114,4 @@ class NeedsAnObject(_Right):
 never_reset, always_raises, hard_reset, rounds = NeverReset(), AlwaysRaises(), HardReset(), RoundForFloor()
 clamped, sigmoid, wrong_shape, no_levels = ClampedQCFS(), SigmoidSurrogate(), WrongShape(), NoLevels()
 inference, tires, two_levels, leak_up_to_one = Inference(), Tires(), TwoLevels(), LeakUpToOne()
-torch_clamp = TorchClamp()
+torch_clamp, counts = TorchClamp(), SpikesNotScaled()
