@@ -5,9 +5,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 ABANDONED = 3600.0  # seconds after which a part file is taken for one that a killed process left
+# of a block together: what replaces a file at its end (None: the file goes)
+_parts: ContextVar[dict[Path, Path | None] | None] = ContextVar("_parts", default=None)
 
 
 @contextmanager
@@ -26,14 +29,64 @@ def written(path: Path) -> Iterator[Path]:
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
     part = path.with_name(f".part-{uuid.uuid4().hex[:8]}-{path.name}")
+    parts = _parts.get()
     try:
         yield part
-        _to_disk(part)
-        os.replace(part, path)
+        to_disk(part)
+        if parts is None:
+            os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    _to_disk(path.parent)
+    if parts is None:
+        to_disk(path.parent)
+        return
+    _drop(parts.get(path))
+    parts[path] = part
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block whose files replace the old ones at its end, one rename right after another: what takes long comes before the first.
+
+    An error or a kill within it leaves all the old files.
+    """
+    parts: dict[Path, Path | None] = {}
+    token = _parts.set(parts)
+    try:
+        yield
+        for path, part in parts.items():
+            if part:
+                os.replace(part, path)
+            else:
+                path.unlink(missing_ok=True)
+    finally:
+        _parts.reset(token)
+        for part in parts.values():
+            _drop(part)
+    for folder in {path.parent for path in parts}:
+        to_disk(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a file; in a block :func:`together` at its end."""
+    parts, path = _parts.get(), Path(os.path.realpath(path))
+    if parts is None:
+        path.unlink(missing_ok=True)
+        return
+    _drop(parts.get(path))
+    parts[path] = None
+
+
+def newest(path: Path) -> Path | None:
+    """Where a file's newest content is, in a block :func:`together` beside it; None for one that is not there, or is to go."""
+    found = (_parts.get() or {}).get(Path(os.path.realpath(path)), path)
+    return found if found and found.exists() else None
+
+
+def _drop(part: Path | None) -> None:
+    if part:
+        part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -46,7 +99,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Have a file's content, or a folder's names, on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

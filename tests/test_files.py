@@ -54,6 +54,46 @@ def test_killed_while_it_writes_the_old_file_stands(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["table.csv"]  # what the dead process left is gone
 
 
+def test_files_written_together_replace_the_old_ones_together(tmp_path: Path) -> None:
+    table, page = tmp_path / "new" / "table.csv", tmp_path / "page.html"
+    page.write_text("old")
+    gone = tmp_path / "old.svg"
+    gone.write_text("<svg>")
+    with files.together():
+        files.write_text(table, "1\n")
+        files.write_text(page, "first")
+        files.write_text(page, "second")
+        assert not table.exists()
+        assert page.read_text() == "old"
+        assert files.newest(page).read_text() == "second"
+        assert files.newest(tmp_path / "other") is None
+        files.remove(gone)
+        assert files.newest(gone) is None
+        assert gone.exists()
+    assert not gone.exists()
+    assert (table.read_text(), page.read_text()) == ("1\n", "second")
+    assert sorted(os.listdir(tmp_path)) == ["new", "page.html"]
+    assert files.newest(page) == page
+
+
+@pytest.mark.parametrize("end", ["raise OSError(28, 'No space left on device')", "os.kill(os.getpid(), 9)"])
+def test_of_files_written_together_an_error_or_a_kill_leaves_all_the_old_ones(end: str, tmp_path: Path) -> None:
+    names = ("table.csv", "page.html")
+    for name in names:
+        (tmp_path / name).write_text("old")
+    script = (
+        "import os, sys; from pathlib import Path; from benchmarks import files\n"
+        "with files.together():\n"
+        f"    for name in {names}: files.write_text(Path(sys.argv[1], name), 'new')\n"
+        f"    {end}"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == (1 if "raise" in end else -9)
+    assert [(tmp_path / name).read_text() for name in names] == ["old", "old"]
+    if "raise" in end:
+        assert sorted(os.listdir(tmp_path)) == sorted(names)
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real" / "table.csv")

@@ -654,6 +654,27 @@ def test_an_error_while_a_report_is_written_leaves_the_old_files(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_a_report_that_breaks_off_leaves_the_old_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No new table stands beside an old page."""
+    record, words = tmp_path / "runs.jsonl", ["report", "--records", str(tmp_path / "runs.jsonl"), "--out"]
+
+    def report(accuracy: float) -> int:
+        record.write_text(dumps([recorded("table4", "resnet20-tq4-if-t4", 42, accuracy)]))
+        return CliRunner().invoke(app, [*words, str(tmp_path / "out")]).exit_code
+
+    def full(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    assert report(95.0) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "html", full)
+        assert report(94.0) == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    assert report(94.0) == 0
+    assert (tmp_path / "out" / "digits" / "table4.csv").read_bytes() != before[tmp_path / "out/digits/table4.csv"]
+
+
 def test_publishing_one_profile_renews_the_pages_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each page shows every profile's verdicts."""
     monkeypatch.chdir(tmp_path)

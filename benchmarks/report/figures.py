@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.data import SIZES
-from benchmarks.files import written
+from benchmarks.files import remove, written
 from benchmarks.neurons import BLUE, GREEN, GREY, KINDS, ORANGE, PINK, RED, SKY
 from benchmarks.report.tables import Results, half_width
 from benchmarks.run.network import network_of
@@ -49,9 +49,8 @@ def write_equations(folder: Path) -> None:
 
 def write_runs(results: Results, folder: Path) -> dict[str, str]:
     """The figures of a profile's runs, each with its caption; those without any run are left out."""
-    folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.svg"):
-        stale.unlink()
+        remove(stale)
     captions: dict[str, str] = {}
     with matplotlib.rc_context(STYLE):
         for name, caption, figure in [

@@ -81,7 +81,8 @@ def write(
     shown += [Figure(name, text, inline(out / "figures" / f"{name}.svg")) for name, text in EQUATIONS.items()]
     order = [*spec.profiles()]
     sides = Sides.of(sorted([results, *others], key=lambda one: order.index(one.name)), rules)
-    files.write_text(folder / "report.html", html(results, views, judged, rules, shown, sides, links))
+    latency = [path.stem.removeprefix("latency-") for path in sorted(out.glob("latency-*.md"))] if links else None
+    files.write_text(folder / "report.html", html(results, views, judged, rules, shown, sides, latency))
     top = sides.table4 or {"digits": views["table1"]}
     if readme and results.name in top:
         update_readme(readme, readme_block(top, sides, rules, out))
@@ -89,7 +90,7 @@ def write(
 
 def inline(path: Path) -> Markup:
     """An SVG file as an element of a page."""
-    svg = path.read_text()
+    svg = (files.newest(path) or path).read_text()
     return Markup(svg[svg.index("<svg") :])
 
 
@@ -100,9 +101,12 @@ def html(
     rules: claims.Claims,
     shown: list[Figure],
     sides: Sides,
-    links: bool,
+    latency: list[str] | None,
 ) -> str:
-    """The page: no script, style, font or image from elsewhere."""
+    """The page: no script, style, font or image from elsewhere.
+
+    ``latency`` names the devices whose page stands beside it, with the record and the theorems, to link to them; None if none does.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -119,7 +123,7 @@ def html(
         figures=shown,
         provenance=provenance(results),
         sides=sides,
-        links=links,
+        latency=latency,
         interval=claims.interval,
         isna=pd.isna,
     )
@@ -162,7 +166,7 @@ def readme_block(top: dict[str, tables.View], sides: Sides, rules: claims.Claims
         lines.append(f"| {claim.id}: {claim.title} | {verdicts} |")
     most = max(top, key=lambda name: len(rows[name]))
     figure = out / most / "figures" / README_FIGURE
-    if figure.exists():
+    if files.newest(figure):
         lines += ["", f"![Accuracy against latency, profile {most}]({figure.as_posix()})"]
     return "\n".join([*lines, ""])
 
@@ -173,7 +177,7 @@ def update_readme(path: Path, block: str) -> None:
     Raises:
         SpecError: the file does not hold both markers, once each and in order.
     """
-    text = path.read_text()
+    text = (files.newest(path) or path).read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise SpecError(f"{path} must hold the lines {BEGIN} and {END} once each, in this order")
     before, rest = text.split(BEGIN)
