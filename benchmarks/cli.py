@@ -114,6 +114,12 @@ def run(
     ] = None,
     data_root: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
     data_workers: Annotated[int, typer.Option(min=0, help="processes that load and augment training images")] = 0,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="have torch give the same bits in every run on a GPU, too; on a CPU it always does"
+        ),
+    ] = False,
     state_dir: Annotated[
         str, typer.Option(help="where unfinished trainings keep their state; any fsspec address")
     ] = STATE_DIR,
@@ -158,6 +164,7 @@ def run(
                     progress=bars.show,
                     root=data_root.resolve(),
                     data_workers=data_workers,
+                    deterministic=deterministic,
                     state_dir=state_dir,
                     stop=stop,
                     group=group,
@@ -269,7 +276,7 @@ def report(
 ) -> None:
     """Write tables, figures, verdicts and report.html from records alone; or the latency tables. Compare with those committed."""
     quiet()
-    from benchmarks import record
+    from benchmarks import files, record
     from benchmarks.latency import tables as latency
     from benchmarks.report import page
     from benchmarks.report.tables import Results
@@ -280,7 +287,8 @@ def report(
     readme = Path("README.md") if publish else None
     try:
         if what == "latency":
-            latency.write(Store("latency"), out)
+            with files.together():
+                latency.write(Store("latency"), out)
         else:
             chosen = spec.load_profile(profile)
             ours = record.load(records) if records else Store(profile).records()
@@ -293,9 +301,10 @@ def report(
             committed = {name: record_of(name, None) for name in spec.profiles() if name != profile}
             others = [Results.of(name, record.load(path)) for name, path in committed.items() if path.exists()]
             one = Results.of(profile, ours)
-            page.write(one, out, readme, others, links=publish)
-            for other in others if publish else []:  # their pages show this one's verdicts and Table 4, too
-                page.write(other, out, None, [one, *(third for third in others if third is not other)], links=True)
+            with files.together():
+                page.write(one, out, readme, others, links=publish)
+                for other in others if publish else []:  # their pages show this one's verdicts and Table 4, too
+                    page.write(other, out, None, [one, *(third for third in others if third is not other)], links=True)
             if not records:
                 Store(profile).log_report(out / profile, out / "figures")
                 compare_with_committed(profile, Store(profile))

@@ -268,6 +268,7 @@ class Comparison:
         verdict: ``identical`` (checkpoint, history, metrics, predictions, T-GIMs, bit for bit), ``differs``, or ``not committed``.
         points: by how much the test accuracy differs, ours minus theirs.
         kinds: the two kinds of processor, with the devices if they are others; ours first.
+        seeds: the test accuracies of all committed seeds of the cell.
     """
 
     ours: Record
@@ -275,6 +276,30 @@ class Comparison:
     what: str = ""
     points: float = 0.0
     kinds: tuple[str, str] = ("", "")
+    seeds: tuple[float, ...] = ()
+
+    @property
+    def expected(self) -> tuple[float, float] | None:
+        """Where a further seed's accuracy falls in 95 of 100 cases, by the committed ones (t distribution); None for one seed.
+
+        It is asked of a run on another kind of processor, whose bits are not expected to be the committed ones.
+        """
+        ours, theirs = self.kinds
+        if self.verdict != "differs" or ours == theirs or len(self.seeds) < 2:
+            return None
+        from scipy import stats  # ships no types, and takes a moment
+
+        n, mean = len(self.seeds), float(np.mean(self.seeds))
+        half = float(stats.t.ppf(0.975, n - 1) * np.std(self.seeds, ddof=1) * math.sqrt(1 + 1 / n))
+        return mean - half, mean + half
+
+    @property
+    def within(self) -> bool | None:
+        """Whether ours falls there; None where that can't be said."""
+        if self.expected is None:
+            return None
+        low, high = self.expected
+        return low <= self.ours.metrics["test/final"] <= high
 
     @property
     def text(self) -> str:
@@ -283,20 +308,28 @@ class Comparison:
             return self.verdict
         ours, theirs = self.kinds
         kind = f"on {ours} as the committed one" if ours == theirs else f"on {ours}, the committed one on {theirs}"
-        return f"differs in {self.what}; test accuracy {self.points:+.2f} points; {kind}"
+        text = f"differs in {self.what}; test accuracy {self.points:+.2f} points; {kind}"
+        if self.expected is None:
+            return text
+        low, high = self.expected
+        where = "within" if self.within else "outside"
+        return f"{text}: {where} the interval of the {len(self.seeds)} committed seeds, {low:.2f} to {high:.2f} %"
 
 
 def compare(ours: Iterable[Record], theirs: Iterable[Record]) -> list[Comparison]:
     """Each finished run of ours with the committed run of the same cell and seed."""
     known = {record.key: record for record in theirs if record.status == "finished"}
+    seeds: dict[str, list[float]] = {}
+    for record in known.values():
+        seeds.setdefault(record.cell, []).append(record.metrics["test/final"])
     return [
-        _compare(one, known.get(one.key))
+        _compare(one, known.get(one.key), tuple(seeds.get(one.cell, ())))
         for one in sorted(ours, key=lambda r: (r.table, r.cell, r.seed))
         if one.status == "finished"
     ]
 
 
-def _compare(one: Record, other: Record | None) -> Comparison:
+def _compare(one: Record, other: Record | None, seeds: tuple[float, ...]) -> Comparison:
     if other is None:
         return Comparison(one, "not committed")
 
@@ -318,7 +351,8 @@ def _compare(one: Record, other: Record | None) -> Comparison:
     }
     what = ", ".join(name for name, different in parts.items() if different)
     points = one.metrics.get("test/final", 0.0) - other.metrics.get("test/final", 0.0)
-    return Comparison(one, "differs" if what else "identical", what, points, (one.trained_on, other.trained_on))
+    verdict: Literal["identical", "differs"] = "differs" if what else "identical"
+    return Comparison(one, verdict, what, points, (one.trained_on, other.trained_on), seeds)
 
 
 def in_one_line(found: Sequence[Comparison]) -> str:
@@ -332,4 +366,7 @@ def in_one_line(found: Sequence[Comparison]) -> str:
         pairs = sorted({c.kinds for c in differing})
         kinds = "; ".join(f"here {a}, committed {b}" if a != b else f"both on {a}" for a, b in pairs)
         line += f"; {len(differing)} differ, in test accuracy by at most {abs(most.points):.2f} points ({kinds})"
+        if asked := [c for c in differing if c.within is not None]:
+            inside = sum(bool(c.within) for c in asked)
+            line += f"; {inside} of {len(asked)} on another kind within their seeds' interval"
     return line + (f"; {unknown} runs have no committed counterpart" if unknown else "")

@@ -426,6 +426,35 @@ def test_a_bad_checkpoint_stops_only_what_starts_from_it(fault: str, profile: sp
     assert other[0].cell.hash in set(store.seeds()["cell"])
 
 
+def test_deterministic_changes_no_bit_on_a_cpu_and_names_what_cannot_be(
+    profile: spec.Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (row,) = spec.select_rows("table4", spec.load_spec("table4"), ["resnet20-tq4-l2t2-exact"])
+    cell = spec.resolve(row, profile).ann
+    assert cell is not None
+    backends = torch.backends.cudnn
+    before = backends.deterministic, backends.benchmark
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    ends = []
+    try:
+        for deterministic in (False, True):
+            folder = tmp_path / str(deterministic)
+            folder.mkdir()
+            work = {"root": tmp_path, "device": "cpu", "out": folder / "checkpoint.pt"}
+            *_, last = train.run_cell(cell, 42, **work, deterministic=deterministic)
+            assert isinstance(last, record.Result)
+            ends.append((last.checkpoint.read_bytes(), last.metrics, last.device))
+        assert ends[0] == ends[1]
+        assert backends.deterministic
+        with pytest.raises(RuntimeError, match="put_ does not have a deterministic implementation") as named:
+            torch.zeros(2).put_(torch.tensor([0, 0]), torch.ones(2))
+        assert "without --deterministic it is trained" in workers.reason(named.value)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        backends.deterministic, backends.benchmark = before
+
+
 def test_a_plan_can_be_measured(profile: spec.Profile) -> None:
     rows = spec.select_rows("table4", spec.load_spec("table4"), ["resnet20-tq4-if-t2", "resnet20-tq4-l2t2-exact"])
     jobs = schedule.jobs_of({"table4": rows}, profile, 2)

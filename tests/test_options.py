@@ -142,6 +142,10 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
         ({"architecture": "ResNet18"}, "unknown architecture 'ResNet18'; known: "),
         ({"network": {"widht": 1.0}}, "unexpected keyword argument 'widht'"),
         ({"architecture": "Transformer-4-384", "network": {"heads": 0}}, "can't be built with {'heads': 0}"),
+        (
+            {"recipe": spec.Recipe(learning_rate=1, epochs=1, validation=0.9999999)},
+            "validation = 0.9999999 leaves less",
+        ),
     ],
 )
 def test_cells_are_checked_before_anything_is_trained(

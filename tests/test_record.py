@@ -243,6 +243,27 @@ def test_runs_are_compared_bit_for_bit(store: Store) -> None:
     assert "; on NVIDIA X (x86_64 AVX2), the committed one on " in found.text
 
 
+def test_on_another_kind_of_processor_a_run_is_held_against_its_seeds(store: Store) -> None:
+    (one,) = [r for r in store.records() if r.status == "finished"]
+
+    def run(seed: int, accuracy: float, **provenance: str) -> Record:
+        changes = {"seed": seed, "metrics": {"test/final": accuracy}, "predictions": {}}
+        return Record(**(one.model_dump() | changes | {"provenance": one.provenance | provenance}))
+
+    committed = [run(seed, accuracy) for seed, accuracy in enumerate((48.0, 50.0, 52.0))]
+    half = 4.302653 * 2 * (1 + 1 / 3) ** 0.5  # a table's t for 97.5 % at 2 degrees of freedom
+    for accuracy, within in ((50 + half - 0.01, True), (50 - half - 0.01, False)):
+        other = run(0, accuracy, cpu="x86_64 AVX2")
+        (found,) = record.compare([other], committed)
+        where = f"{'within' if within else 'outside'} the interval of the 3 committed seeds, {50 - half:.2f} to {50 + half:.2f} %"
+        assert found.text.endswith(where)
+        assert record.in_one_line([found]).endswith(f"; {within:d} of 1 on another kind within their seeds' interval")
+        assert record.compare([other], committed[:1])[0].within is None, "one seed has no interval"
+        (same,) = record.compare([run(0, accuracy)], committed)
+        assert same.within is None, "on the same kind the bits are the same, or something is wrong"
+        assert "interval" not in record.in_one_line([same])
+
+
 def test_a_newer_evaluation_takes_the_place_of_an_older_one_and_never_the_other_way(
     store: Store, tmp_path: Path
 ) -> None:

@@ -196,6 +196,22 @@ def test_the_first_signal_is_noted(number: int) -> None:
     assert signal.signal(number, before) == signal.SIG_DFL
 
 
+def test_a_second_signal_ends_the_process_at_once_and_leaves_no_temporary_file(tmp_path: Path) -> None:
+    script = (
+        "import signal, tempfile; from benchmarks.run.state import Stop\n"
+        "folder = tempfile.TemporaryDirectory()\n"
+        "with Stop() as stop:\n"
+        "    stop.last = folder.cleanup\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    print('it goes on')"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, b"")
+    assert not list(tmp_path.iterdir())
+
+
 def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -1,5 +1,6 @@
 """A cell's network: the architecture, and the activation that its neuron spec names."""
 
+import os
 from collections.abc import Callable
 from typing import Protocol
 
@@ -56,3 +57,14 @@ def full_float32() -> None:
     cuDNN's convolutions take TF32 unless told otherwise, whose factors have 10 bits: more sums would fall beyond a threshold.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def deterministic() -> None:
+    """Have this process take no algorithm whose result differs between two runs, as far as torch knows of any.
+
+    An operation that has no other on its device raises torch's RuntimeError, which names it. On a CPU this changes no bit of a
+    training: it takes none.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS adds in one order
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False

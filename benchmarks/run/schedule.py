@@ -69,7 +69,7 @@ def jobs_of(rows: dict[str, list[Row]], profile: Profile, seeds: int) -> list[Jo
 
 
 def check(jobs: list[Job]) -> None:
-    """Find out before anything is trained whether each cell names a data set and a network that there are.
+    """Find out before anything is trained whether each cell names data and a network that there are, and leaves images to train.
 
     Raises:
         SpecError: it does not.
@@ -77,6 +77,9 @@ def check(jobs: list[Job]) -> None:
     shapes = {}
     for job in jobs:
         cell = job.cell
+        size, share = data.SIZES.get(cell.dataset), cell.recipe.validation
+        if size and size.train * (1 - share) < size.classes:
+            raise SpecError(f"{cell.name}: validation = {share} leaves less than one training image a class; lower it")
         shapes[cell.dataset, cell.architecture, str(cell.network)] = cell
     for cell in shapes.values():
         if cell.dataset not in data.SIZES:
@@ -112,7 +115,7 @@ def run(
         group: the processes that share each training, of which this one leads.
         stop: once it is true, running trainings keep their state and end, and no other starts.
         ray: address of the cluster whose machines train; ``local``, or None and several at once: this one alone.
-        options: what :func:`benchmarks.train.run_cell` takes besides: ``root``, ``data_workers``.
+        options: what :func:`benchmarks.run.train.run_cell` takes besides: ``root``, ``data_workers``, ``deterministic``.
 
     Returns:
         For each cell that could not be run, why (by cell hash).
@@ -146,8 +149,10 @@ def run(
         lambda error: progress(jobs[0], Note(f"{error.summary}; trainings go on, what they log is kept for it"))
     )
     store.renew_cells()
+    temporary = tempfile.TemporaryDirectory(prefix="lmht-", ignore_cleanup_errors=True)
+    stop.last = temporary.cleanup
     with (
-        tempfile.TemporaryDirectory(prefix="lmht-") as scratch,
+        temporary as scratch,
         workers(parallel, device, stop, group, ray) as pool,
         store.leaving(),
     ):

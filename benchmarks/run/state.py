@@ -10,8 +10,9 @@ import json
 import os
 import random
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from fsspec.implementations.local import LocalFileSystem
 
+from benchmarks.files import to_disk
 from benchmarks.spec import Cell
 
 FORMAT = 4
@@ -31,10 +33,15 @@ class StateError(Exception):
 
 
 class Stop:
-    """Notes the first SIGTERM, SIGINT or SIGHUP, so that a training can keep its state; a second one ends the process at once."""
+    """Notes the first SIGTERM, SIGINT or SIGHUP, so that a training can keep its state; a second one ends the process at once.
+
+    Attributes:
+        last: what is done even then: it removes temporary files.
+    """
 
     signal: int | None = None
     before: Mapping[int, Any] = MappingProxyType({})
+    last: Callable[[], None] = staticmethod(lambda: None)
 
     def __enter__(self) -> Self:
         self.before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -58,6 +65,7 @@ class Stop:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
             signal.signal(number, signal.SIG_DFL)
+            self.last()
             signal.raise_signal(number)
         self.signal = number
 
@@ -82,6 +90,8 @@ class Progress:
     def on(self, device: torch.device) -> None:
         """Note what it goes on on."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        if device.type != "cpu" and torch.are_deterministic_algorithms_enabled():
+            name += ", deterministic"  # other algorithms, other bits
         if name not in self.devices[-1:]:
             self.devices.append(name)
 
@@ -125,6 +135,8 @@ class States:
                 file.flush()
                 os.fsync(file.fileno())
         self.files.mv(temporary, f"{self.folder}/state-{number:08d}.pt")
+        if isinstance(self.files, LocalFileSystem):
+            to_disk(Path(self.folder))
         for old in names[: 1 - KEPT]:
             self.files.rm(old)
 

@@ -22,6 +22,7 @@ from benchmarks import data
 from benchmarks.record import Epoch, Result
 from benchmarks.run import together
 from benchmarks.run.evaluate import compare_with_ann, evaluate, predict
+from benchmarks.run.network import deterministic as ask_for_determinism
 from benchmarks.run.network import full_float32, network_of, starting_network
 from benchmarks.run.replay import Replayed
 from benchmarks.run.state import Progress, States, generators, restore_generators
@@ -51,6 +52,7 @@ def run_cell(
     out: Path,
     ann: Path | None = None,
     data_workers: int = 0,
+    deterministic: bool = False,
     state_dir: str | None = None,
     run_id: str | None = None,
     stopping: Callable[[], bool] = lambda: False,
@@ -64,6 +66,7 @@ def run_cell(
         root: where data sets lie.
         device: Fabric accelerator: ``cpu``, ``cuda`` or ``auto``.
         data_workers: processes that load and augment training images.
+        deterministic: whether this process shall from now on take algorithms alone that give the same bits in every run.
         out: file to write the checkpoint to (the state of the last epoch).
         ann: checkpoint of ``cell.ann`` with the same seed, for a fine-tuned cell.
         state_dir: folder for states, any fsspec address; None keeps none.
@@ -81,6 +84,8 @@ def run_cell(
         )
     if cell.threads:
         torch.set_num_threads(cell.threads)
+    if deterministic:
+        ask_for_determinism()
     states = States(state_dir, cell, seed) if state_dir else None
     work = (cell, seed, root, device, out, ann, data_workers, states, run_id, stopping)
     context = contextvars.copy_context()  # between two events the caller's own choice of backend holds

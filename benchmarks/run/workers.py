@@ -26,6 +26,7 @@ REMEDIES = {  # what a failed training says: what to do
     "fewer seeds at once (--jobs)",
     "DataLoader worker": "a process that loads images was killed, mostly for want of memory or of /dev/shm: lower --data-workers; "
     "the same command goes on from the last state",
+    "have a deterministic implementation": "without --deterministic it is trained, to other last bits in every run",
     "No space left": "free some space; the same command goes on from the last state",
 }
 
