@@ -1,6 +1,6 @@
 """Take the guards of tests/guards.toml out, one after the other, and see that the test of each fault then fails: results/guards.md.
 
-    python tests/guards.py [--only WORDS]    WORDS: of those whose test or words hold them; the others' outcomes stay as they are
+    python tests/guards.py [--only WORD ...]    of those whose test or words hold one; the others' outcomes stay as they are
 
 Each guard is taken out of a copy of the tree, where its test must fail, or come to no end; one that is skipped or can't be
 collected proves nothing, and neither does one that also fails with the guard: all tests run once without a change.
@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from benchmarks.files import write_text
 from benchmarks.store import provenance
-from tests.soak import FAULTS
+from tests.soak import ELSEWHERE, FAULTS
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "results" / "guards.csv"
@@ -47,7 +47,8 @@ def faults() -> set[str]:
     """The tests of all faults, as a guard names them."""
     files = [ROOT / "tests" / f"test_{name}.py" for name in FAULTS]
     found = [(file, re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)) for file in files]
-    return {f"{file.name.removeprefix('test_')}::{name}" for file, names in found for name in names}
+    elsewhere = {name.replace("::", ".py::") for name in ELSEWHERE}
+    return {f"{file.name.removeprefix('test_')}::{name}" for file, names in found for name in names} | elsewhere
 
 
 def guards() -> list[Guard]:
@@ -127,9 +128,9 @@ def page(found: dict[tuple[str, str], dict[str, str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", nargs="*", default=[""])
     only = parser.parse_args().only
-    chosen = [guard for guard in guards() if only in guard.test or only in guard.guard]
+    chosen = [guard for guard in guards() if any(word in guard.test or word in guard.guard for word in only)]
     with tree() as folder:
         if (found := outcome(folder, sorted({guard.test for guard in chosen}))) != "passes":
             raise SystemExit(f"the tests don't pass as they are: {found}\n{(folder / 'log').read_text()[-20000:]}")

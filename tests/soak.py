@@ -36,6 +36,25 @@ from benchmarks.store import Store, provenance
 ROOT = Path(__file__).parents[1]
 WORDS = ("run", "table4", "--rows", "resnet20-tq4-l2t2-exact", "--jobs", "1", "--device", "cpu")
 FAULTS = ("resume", "claims", "tracking", "outages", "faults", "files", "together", "ray")  # files of tests
+ELSEWHERE = (  # tests of faults in other files
+    "harness::test_a_full_disk_keeps_what_was_finished",
+    "harness::test_a_bad_checkpoint_stops_only_what_starts_from_it",
+    "harness::test_a_diverging_loss_fails_the_seed_and_says_so",
+    "options::test_a_place_that_cannot_be_written_to_is_one_error",
+    "options::test_a_place_where_no_state_can_be_kept_is_named_at_the_start",
+    "options::test_cells_are_checked_before_anything_is_trained",
+    "options::test_nonsense_in_a_profile_is_named_when_it_is_read",
+    "options::test_bars_show_brackets_as_they_are",
+    "record::test_an_export_never_loses_a_run",
+    "record::test_an_export_never_replaces_a_run_by_another_training_of_its_seed",
+    "record::test_a_damaged_file_is_refused",
+    "record::test_a_damaged_record_is_named_and_the_other_runs_go_on",
+    "record::test_tags_that_somebody_changed_are_named",
+    "record::test_a_records_provenance_does_not_reach_the_stores_own_tags",
+    "report::test_an_error_while_a_report_is_written_leaves_the_old_files",
+    "report::test_a_report_that_breaks_off_leaves_the_old_set",
+    "report::test_a_cell_of_a_markdown_table_is_one_line_of_text",
+)
 Told = list[tuple[str, str, list[tuple[int, float]]]]
 
 
@@ -150,6 +169,7 @@ def other_faults(scratch: Path) -> list[str]:
     """A line of the page for each test of a fault; SystemExit unless all of them passed."""
     out = scratch / "faults.xml"
     files = [f"tests/test_{name}.py" for name in FAULTS]
+    files += [f"tests/test_{name.replace('::', '.py::')}" for name in ELSEWHERE]
     words = [sys.executable, "-m", "pytest", "-q", "-n", "2", f"--junitxml={out}", *files]
     if subprocess.run(words, cwd=ROOT, check=False).returncode:
         raise SystemExit("not every fault's test passed (pytest says which): no page")
