@@ -23,7 +23,7 @@ from benchmarks.latency.record import RECORD
 from benchmarks.report import figures
 from benchmarks.store import Store
 
-DEVICES = {"cpu": "not run", "cuda": "not run: no GPU"}
+NO_GPU = "not run: no GPU"
 BEYOND_L2 = 1 << 28  # bytes of an input that no L2 cache holds a part of worth counting
 SIZES = 1 << 18  # neurons from which on the scaling is fitted: below it the call, not the pass over memory, is timed
 COLUMNS = ["kind", "mode", "architecture", "width", "batch", "size", "L", "T", "dtype", "N", "input_bytes", "contender"]
@@ -112,22 +112,22 @@ class Aim:
 
 
 def write(store: Store, out: Path) -> None:
-    """Write the files of every device; one without a run keeps those that it has, or a GPU gets some that say so.
+    """Write the files of each device that has a run; where nothing was ever run on a GPU, its files say so.
 
     Raises:
         StoreError: the store can't be read.
     """
-    for device, reason in DEVICES.items():
+    gpu = out / "latency-cuda"
+    if not gpu.with_suffix(".md").exists():
+        frame = pd.DataFrame([{"status": NO_GPU}], columns=COLUMNS)
+        write_text(gpu.with_suffix(".csv"), frame.to_csv(index=False))
+        text = f"# Latency, cuda\n\n{NO_GPU}. `tox run -e gpu` on a machine with one fills this page.\n"
+        write_text(gpu.with_suffix(".md"), text)
+    for device in ("cpu", "cuda"):
         run = load(store, device)
-        if run is None and list(out.glob(f"latency-{device}*.md")):
-            continue
-        path = out / f"latency-{run.name if run else device}"
         if run is None:
-            frame = pd.DataFrame([{"status": reason}], columns=COLUMNS)
-            write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
-            text = f"# Latency, {device}\n\n{reason}. `tox run -e gpu` on a machine with one fills this page.\n"
-            write_text(path.with_suffix(".md"), text if device == "cuda" else text.split("`")[0].strip() + "\n")
             continue
+        path = out / f"latency-{run.name}"
         write_text(path.with_suffix(".csv"), run.lines[COLUMNS].to_csv(index=False, float_format="%.4g"))
         write_text(path.with_suffix(".md"), page(run, device))
         with matplotlib.rc_context(figures.STYLE):
