@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,7 +245,7 @@ def run(folder: Path, jobs: int = 1) -> subprocess.Popen[str]:
     words = [sys.executable, str(ROOT / "tests" / "small.py"), "run", "table4", "--rows", "resnet20-tq4-l2t2-exact"]
     words += ["--jobs", str(jobs), "--device", "cpu", "--state-dir", str(folder / "state")]
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/m.db", "OMP_NUM_THREADS": "1"}
-    environment |= {"PYTHONPATH": str(ROOT), "SMALL_EPOCHS": "20"}  # some seconds: the signal comes in the first one
+    environment |= {"PYTHONPATH": str(ROOT), "SMALL_EPOCHS": "8"}  # some seconds: the signal comes in the first one
     return subprocess.Popen(
         words, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -263,7 +264,10 @@ def await_state(folder: Path, process: subprocess.Popen[str], fresh: float) -> N
     ("number", "code", "jobs"),
     [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 1), (signal.SIGKILL, -9, 1), (signal.SIGTERM, 143, 2)],
 )
-def test_a_killed_command_goes_on_in_its_own_run(number: int, code: int, jobs: int, tmp_path: Path) -> None:
+def test_a_killed_command_goes_on_in_its_own_run(
+    number: int, code: int, jobs: int, tmp_path: Path, empty_database: Path
+) -> None:
+    shutil.copy(empty_database, tmp_path / "m.db")
     process = run(tmp_path, jobs)
     await_state(tmp_path, process, 0)
     process.send_signal(number)
