@@ -1,6 +1,7 @@
 """From a store of invented runs to tables, verdicts, figures and the page."""
 
 import html
+import math
 import re
 import shutil
 import struct
@@ -834,6 +835,22 @@ def test_the_committed_tables_and_verdicts_are_those_of_the_committed_record(pro
     assert len(written) > len(spec.tables())
     for path in written:
         assert path.read_bytes() == (ROOT / "results" / profile / path.name).read_bytes(), path.name
+
+
+def test_ranges_in_the_readmes_prose_are_those_of_the_records() -> None:
+    records = [one for profile in ("paper", "paper-small") for one in load(ROOT / "results" / profile / FILE)]
+    tuned = [one for one in records if one.status == "finished" and one.config["ann"]]
+
+    def values(name: str, start: str = "") -> list[float]:
+        return [one.metrics[name] for one in tuned if start in one.config["start"]]
+
+    text = " ".join((ROOT / "README.md").read_text().split())
+    promised, begun = values("certificate/promised_pct"), values("before/accuracy", "algorithm1")
+    changed, broken = max(values("reparam/changed_pct")), max(values("certificate/broken_pct"))
+    assert f"fewer than {math.ceil(changed * 10 + 1e-9) / 10:g} % of the images change class" in text
+    assert f"promises equal spikes for {min(promised):.0f} to {max(promised):.0f} %" in text
+    assert f"in float32 rounding breaks that on at most {broken:.2f} %" in text
+    assert f"Algorithm 1 taken literally begins at {min(begun):.0f} to {max(begun):.0f} %" in text
 
 
 def test_a_cell_of_a_markdown_table_is_one_line_of_text() -> None:
