@@ -85,13 +85,13 @@ class Fork:
     returncode: int | None = None
 
     def __init__(self, folder: Path) -> None:
+        from small import main  # imported once, by the process that is forked
+
         self.pid = os.fork()
         if self.pid:
             return
         code: int | str | None = 70
         try:
-            from small import main
-
             log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
