@@ -313,7 +313,7 @@ class Comparison:
             return text
         low, high = self.expected
         where = "within" if self.within else "outside"
-        return f"{text}: {where} the interval of the {len(self.seeds)} committed seeds, {low:.2f} to {high:.2f} %"
+        return f"{text}: {where} the 95 % interval of a seed beside the {len(self.seeds)} committed, {low:.2f} to {high:.2f} %"
 
 
 def compare(ours: Iterable[Record], theirs: Iterable[Record]) -> list[Comparison]:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks.cli import app
 from benchmarks.latency import cases, measure, tables
-from benchmarks.store import Store
+from benchmarks.store import Store, StoreError
 
 # A pytest plugin after which the compiled backend's forward pass is off by one in one neuron.
 BROKEN = """
@@ -63,6 +63,11 @@ def test_end_to_end(store: Store, tmp_path: Path) -> None:
     assert "not run: no GPU" in (tmp_path / "first" / "latency-cuda.md").read_text()
     run = tables.load(store, "cpu")
     assert run is not None
+    with pytest.MonkeyPatch.context() as patch:
+        params = {key: value for key, value in run.params.items() if key != "vectors"}
+        patch.setattr(Store, "latency", lambda *_: (params, tmp_path))
+        with pytest.raises(StoreError, match="of an older version: `run latency --device cpu` measures again"):
+            tables.load(store, "cpu")
     assert run.params["threads"] == str(torch.get_num_threads()) or os.environ.get("OMP_NUM_THREADS") is None
     assert {"commit", "dirty", "torch", "machine", "device_name"} <= run.params.keys()
     backend = cases.fused_backend("cpu")

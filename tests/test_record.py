@@ -255,8 +255,9 @@ def test_on_another_kind_of_processor_a_run_is_held_against_its_seeds(store: Sto
     for accuracy, within in ((50 + half - 0.01, True), (50 - half - 0.01, False)):
         other = run(0, accuracy, cpu="x86_64 AVX2")
         (found,) = record.compare([other], committed)
-        where = f"{'within' if within else 'outside'} the interval of the 3 committed seeds, {50 - half:.2f} to {50 + half:.2f} %"
-        assert found.text.endswith(where)
+        where = "within" if within else "outside"
+        ends = f"{where} the 95 % interval of a seed beside the 3 committed, {50 - half:.2f} to {50 + half:.2f} %"
+        assert found.text.endswith(ends)
         assert record.in_one_line([found]).endswith(f"; {within:d} of 1 on another kind within their seeds' interval")
         assert record.compare([other], committed[:1])[0].within is None, "one seed has no interval"
         (same,) = record.compare([run(0, accuracy)], committed)

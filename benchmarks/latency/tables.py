@@ -21,7 +21,7 @@ from benchmarks.data.images import TOGETHER
 from benchmarks.files import write_text
 from benchmarks.latency.record import RECORD
 from benchmarks.report import figures
-from benchmarks.store import Store
+from benchmarks.store import Store, StoreError
 
 NO_GPU = "not run: no GPU"
 BEYOND_L2 = 1 << 28  # bytes of an input that no L2 cache holds a part of worth counting
@@ -140,6 +140,10 @@ def load(store: Store, device: str) -> Run | None:
         if found is None:
             return None
         params, file = found
+        if "vectors" not in params:
+            raise StoreError(
+                f"the latency run on {device} in the store is of an older version: `run latency --device {device}` measures again"
+            )
         record = json.loads(file.read_text())
     return Run(params, frame(record), record["latency"]["profiles"])
 
