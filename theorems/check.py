@@ -95,7 +95,8 @@ def copied(value: Any) -> Any:
 def suited(impl: Loaded, method: str, case: Case) -> Case:
     """The case in a dtype that holds it exactly under the implementation's conventions too."""
     rules = impl.rules(method)
-    return case if rules is PAPER or case.is_exact(case.dtype, rules=rules) else replace(case, dtype=torch.float64)
+    exact = rules is PAPER or case.precision(rules=rules).within(case.dtype)
+    return case if exact else replace(case, dtype=torch.float64)
 
 
 def mht(impl: Loaded, case: Case) -> Call:
@@ -233,7 +234,7 @@ def rounding(case: Case, growth: Fraction = Fraction(1)) -> Fraction:
 def near_tie(m: Sequence[Fraction], levels: int, theta: Fraction, bound: Fraction, rules: Rules = PAPER) -> bool:
     """Whether rounding could change a spike count."""
     reach = 2 * bound  # a potential on the bound itself is near, on either side
-    ends = ((rules.count((value - reach) / theta), rules.count((value + reach) / theta)) for value in m)
+    ends = ((rules.count(value - reach, theta), rules.count(value + reach, theta)) for value in m)
     return any(clip(low, 0, levels) != clip(high, 0, levels) for low, high in ends)
 
 

@@ -35,7 +35,11 @@ SINGLE = "spikes are float32, which turns half-precision potentials into float32
 
 # name -> what it changes in the rules; at most one of each group at a time
 GROUPS: tuple[dict[str, dict[str, Any]], ...] = (
-    {ABOVE: {"count": lambda m: ceil(m) - 1}, NEAREST: {"count": round}, NEAREST_UP: {"count": lambda m: floor(m + Q(1, 2))}},
+    {
+        ABOVE: {"count": lambda m, theta: ceil(m / theta) - 1},
+        NEAREST: {"count": lambda m, theta: round(m / theta)},
+        NEAREST_UP: {"count": lambda m, theta: floor(m / theta + Q(1, 2))},
+    },
     {HARD: {"reset": "hard"}, DELAYED: {"reset": "delayed"}, LOST: {"reset": "before"}},
     {LEAK: {"largest_leak": Q(1)}},
 )  # fmt: skip

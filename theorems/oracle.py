@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor, gcd
+from operator import floordiv
 
 Q = Fraction
 ZERO, ONE = Q(0), Q(1)
@@ -26,7 +27,7 @@ class Trace:
 class Rules:
     """What other people's neurons do differently, by choice; the defaults are the paper's."""
 
-    count: Callable[[Fraction], int] = floor  # of m / theta, before the clip
+    count: Callable[[Fraction, Fraction], int] = floordiv  # of m and theta, before the clip
     # or "hard": to 0 after a spike; "delayed": by subtraction, one step after the spike; "before": a step's spikes are counted once
     # those that the potential before it is worth are taken off
     reset: str = "soft"
@@ -54,9 +55,9 @@ def mht(
     ms, ss, vs, v = [], [], [], v0
     leak = leak if rules.largest_leak is None else min(leak, rules.largest_leak)
     for current in currents:
-        late = clip(rules.count(v / theta), 0, levels) * theta if rules.reset in ("delayed", "before") else ZERO
+        late = clip(rules.count(v, theta), 0, levels) * theta if rules.reset in ("delayed", "before") else ZERO
         m = leak * v + current - late
-        s = clip(rules.count(m / theta), 0, levels)
+        s = clip(rules.count(m, theta), 0, levels)
         v = m - s * theta
         if rules.reset == "hard" and s:
             v = ZERO

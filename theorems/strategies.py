@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from theorems import oracle
-from theorems.exact import DTYPES, fits, is_dyadic, trace_is_exact
+from theorems.exact import DTYPES, Precision, is_dyadic, of_sum, of_trace, together
 from theorems.oracle import PAPER, Q, Rules, Trace
 
 INSIDE, NEGATIVE, SATURATED, TIE, NEAR = REGIMES = ("inside", "negative", "saturated", "tie", "next to a tie")
@@ -71,28 +71,24 @@ class Case:
     def v0_tensor(self) -> Tensor:
         return as_tensor(self.v0, self.dtype).reshape(self.shape)
 
-    def is_exact(self, dtype: torch.dtype, spread: bool = False, rules: Rules = PAPER) -> bool:
-        """Whether dtype rounds nothing in this case (``spread``: nor in the L*T steps of one-level neurons)."""
+    def precision(self, spread: bool = False, rules: Rules = PAPER) -> Precision:
+        """Enough to round nothing in this case (``spread``: nor in the L*T steps of one-level neurons)."""
+        needed = Precision() if self.omega is None else together(map(of_sum, chain(*self.currents, *self.omega)))
         for neuron, (trace, v0) in enumerate(zip(self.traces(rules), self.v0, strict=True)):
             train = self.train(neuron)
             rows = [[x] for x in train]
             if self.omega is not None:
-                if not all(fits(number, dtype) for number in (*train, *chain(*self.omega))):
-                    return False
                 rows = [[w * x for w, x in zip(row, train, strict=True)] for row in self.omega]
-            halves = rules is not PAPER
-            if not trace_is_exact(trace, rows, theta=self.theta, leak=self.leak, v0=v0, dtype=dtype, halves=halves):
-                return False
+            needed |= of_trace(trace, rows, theta=self.theta, leak=self.leak, v0=v0, halves=rules is not PAPER)
             if spread:
                 u = v0
                 for current, after in zip(train, trace.v, strict=True):
                     thin = [current / self.levels] * self.levels
                     u *= self.leak
                     steps = oracle.integrate_and_fire(thin, theta=self.theta, v0=u)
-                    if not trace_is_exact(steps, [[d] for d in thin], theta=self.theta, leak=Q(1), v0=u, dtype=dtype):
-                        return False
+                    needed |= of_trace(steps, [[d] for d in thin], theta=self.theta, leak=Q(1), v0=u)
                     u = after
-        return True
+        return needed
 
 
 def as_tensor(values: Iterable, dtype: torch.dtype) -> Tensor:
@@ -191,7 +187,8 @@ def cases(
 
 
 def with_dtype(draw: st.DrawFn, case: Case, dtypes: Sequence[torch.dtype] = DTYPES, spread: bool = False) -> Case:
-    exact = [dtype for dtype in dtypes if case.is_exact(dtype, spread)]
+    needed = case.precision(spread)
+    exact = [dtype for dtype in dtypes if needed.within(dtype)]
     assume(exact)  # too many bits even for float64: rare, or Hypothesis's health check complains
     narrow = [dtype for dtype in exact if dtype.itemsize == 2]  # seldom exact, so often drawn where it is
     dtype = draw(st.sampled_from(exact + 2 * narrow), label="dtype")
@@ -275,7 +272,8 @@ def quantised_cases(draw: st.DrawFn, dtypes: Sequence[torch.dtype] = DTYPES) -> 
     reach = int(2 * scale / grain)
     integers = draw(st.lists(st.integers(-reach, reach), min_size=1, max_size=8), label="x")
     x = tuple((n * grain,) for n in integers)
-    exact = [dtype for dtype in dtypes if all(fits(number * Tq + scale / 2, dtype) for (number,) in x)]
+    needed = together(of_sum(number * Tq + scale / 2) for (number,) in x)
+    exact = [dtype for dtype in dtypes if needed.within(dtype)]
     return Case(Tq, scale, Q(1), (Q(0),), x, (), draw(st.sampled_from(exact), label="dtype"))
 
 

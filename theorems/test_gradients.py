@@ -11,7 +11,7 @@ from torch import Tensor
 
 from theorems import check, oracle
 from theorems.conventions import CLIP, SURROGATE
-from theorems.exact import fits, sum_is_exact
+from theorems.exact import of_sum, together
 from theorems.impl import Loaded
 from theorems.oracle import Q
 from theorems.strategies import Case, mixed_cases, quantised_cases
@@ -49,7 +49,7 @@ def test_lmht(impl: Loaded, case: Case, values: list[int]) -> None:
     ]  # fmt: skip
     sums = {(t, j): [part.omega[t][j] for part in parts] for t in steps for j in steps}
     largest = [abs(v) * 4 for v0, trace in zip(case.v0, traces, strict=True) for v in (v0, *trace.v)]
-    assume(own or all(sum_is_exact(terms, case.dtype) for terms in (largest, *sums.values())))
+    assume(own or together(of_sum(*terms) for terms in (largest, *sums.values())).within(case.dtype))
     call = check.lmht(impl, case, gradient=True)
     call.backward(case.tensor(upstream))
     omega, leak = call.grad("omega"), call.grad("leak")
@@ -164,7 +164,7 @@ def test_qcfs(impl: Loaded, case: Case, values: list[int]) -> None:
     outs = [oracle.qcfs(x, levels=Tq, scale=scale) for x in train]
     terms = [g * (a - mask * x) / scale for g, a, mask, x in zip(upstream, outs, masks, train, strict=True)]
     pieces = [piece for g, a, x in zip(upstream, outs, train, strict=True) for piece in (g * a, g * x)]
-    assume(sum_is_exact(pieces, case.dtype) and all(fits(piece / scale, case.dtype) for piece in pieces))
+    assume(together((of_sum(*pieces), *(of_sum(piece / scale) for piece in pieces))).within(case.dtype))
     x = case.tensor().requires_grad_()
     leaf = torch.tensor(float(scale), dtype=case.dtype, requires_grad=True)
     call = check.Call(impl, "qcfs", x, levels=Tq, scale=leaf)
