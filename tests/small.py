@@ -10,7 +10,7 @@ from benchmarks.cli import app
 
 
 def small(profile: spec.Profile) -> spec.Profile:
-    recipe = {"epochs": int(os.environ.get("SMALL_EPOCHS", "1")), "epoch_images": 64, "batch_size": 16}
+    recipe = {"epochs": int(os.environ.get("SMALL_EPOCHS", "1")), "epoch_images": 256, "batch_size": 64}
 
     def shorter(book: spec.RecipeBook) -> spec.RecipeBook:
         return spec.RecipeBook(base=book.base.model_copy(update=recipe))

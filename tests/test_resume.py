@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 def cell() -> spec.Cell:
     """LM-HT on digits, three epochs of six updates, each of two batches."""
     whole = spec.resolve(spec.load_spec("table1").row[2], spec.load_profile("digits"))
-    recipe = whole.recipe.model_copy(update={"epochs": 3, "epoch_images": 12 * 32, "batch_size": 32, "accumulate": 2})
+    recipe = whole.recipe.model_copy(update={"epochs": 3, "epoch_images": 12 * 64, "batch_size": 64, "accumulate": 2})
     return whole.model_copy(update={"recipe": recipe, "network": {"width": 1 / 16}, "float64_checks": False})
 
 

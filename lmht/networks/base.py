@@ -192,7 +192,9 @@ def initialise(network: nn.Module) -> None:
     """He initialisation: fan-out for convolutions, fan-in for linear layers (VGG-16's head has no normalisation to mend a
     small start); biases and batch normalisation keep torch's."""
     for module in network.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear) or module.weight.is_meta:
+            continue  # on the meta device there is nothing to draw, and torch imports sympy for it
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
+        else:
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
