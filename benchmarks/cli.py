@@ -1,4 +1,4 @@
-"""``python -m benchmarks list | plan | run TABLE... | evaluate | report | verify | export | import``."""
+"""``python -m benchmarks list | data | plan | run TABLE... | evaluate | report | verify | export | import``."""
 
 import logging
 import os

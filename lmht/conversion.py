@@ -52,7 +52,7 @@ def to_lmht(
             Where an activation has another ``Tq`` it is near that, and meant to be fine-tuned.
             ``algorithm1`` is the paper's Algorithm 1 taken literally: ``theta = vartheta``, the first layer's current times
             ``L``. Its biases and running means further in are not scaled, so it is not the initialisation of Theorem 4.4.
-        tgim: makes each layer's T-GIM from T; default the paper's bounded sigmoid, which starts uniform.
+        tgim: makes each layer's T-GIM from T; default the bounded sigmoid, which starts uniform.
         activation: class of the network's activations, :class:`~lmht.neurons.QCFS` or somebody else's that computes the same
             (which is checked, value by value).
         scale: the attribute that holds an activation's ``vartheta``.

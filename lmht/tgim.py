@@ -26,7 +26,8 @@ class TGIM(nn.Module):
 
 
 class SigmoidTGIM(TGIM):
-    """The paper's bounded form: ``Omega = 2 * sigmoid(a) / T`` in (0, 2/T), ``lambda = sigmoid(alpha) + 1/2`` in (1/2, 3/2).
+    """Bounded as in the released code: ``Omega = 2 * sigmoid(a) / T`` in (0, 2/T), ``lambda = sigmoid(alpha) + 1/2`` in
+    (1/2, 3/2).
 
     Starts at ``a = alpha = 0``, that is at ``Omega = 1/T``, ``lambda = 1`` exactly. It can't hold the identity matrix: no entry
     reaches 2/T, and for T > 1 none reaches 0 (use :class:`FreeTGIM` for that corner).
