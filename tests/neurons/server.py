@@ -12,8 +12,8 @@ import tempfile
 
 import pytest
 
-# what takes the seconds, imported before the fork
-for module in ("hypothesis", "torch", "lmht"):
+# what takes the seconds, imported before the fork; the last one by a first backward()
+for module in ("hypothesis", "torch", "lmht", "torch.fx.experimental.symbolic_shapes"):
     importlib.import_module(module)
 
 
