@@ -34,15 +34,15 @@ INLINE inline void vectors(int64_t start, int64_t end, F f) {
   if (start < end) f(start, int(end - start));
 }
 
-// Zeros from n on. (VectorizedN's own loadu leaves whole registers as they are there: ones, or in torch 2.6 whatever they held.)
+// Zeros from n on. (VectorizedN's own loadu, given n, leaves whole registers as they are there: ones, or in torch 2.6 whatever they
+// held; and in torch 2.6 on AVX2 a register of halves likewise.)
 template <int N, typename T, typename Count>
 INLINE inline at::vec::VectorizedN<T, N> registers(const T* row, Count n) {
-  using Register = at::vec::Vectorized<T>;
-  if constexpr (!std::is_same_v<Count, int>) return at::vec::VectorizedN<T, N>::loadu(row);
-  at::vec::VectorizedN<T, N> found(0);
-  for (int i = 0; i * Register::size() < n; ++i)
-    found[i] = Register::loadu(row + i * Register::size(), std::min<int>(Register::size(), n - i * Register::size()));
-  return found;
+  using Registers = at::vec::VectorizedN<T, N>;
+  if constexpr (!std::is_same_v<Count, int>) return Registers::loadu(row);
+  T lanes[Registers::size()] = {};
+  std::copy_n(row, int(n), lanes);
+  return Registers::loadu(lanes);
 }
 
 template <typename Count>
