@@ -176,9 +176,8 @@ def other_faults(scratch: Path) -> list[str]:
     files = [f"tests/test_{name}.py" for name in FAULTS]
     files += [f"tests/test_{name.replace('::', '.py::')}" for name in ELSEWHERE]
     words = [sys.executable, "-m", "pytest", "-q", "-n", "2", f"--junitxml={out}", *files]
-    if subprocess.run(
-        words, cwd=ROOT, env=os.environ | {"LMHT_SOAK": "1"}, check=False
-    ).returncode:  # the long ones, too
+    long = os.environ | {"LMHT_SOAK": "1"}  # the tests that take minutes, too
+    if subprocess.run(words, cwd=ROOT, env=long, check=False).returncode:
         raise SystemExit("not every fault's test passed (pytest says which): no page")
     cases: dict[tuple[str, str], Counter[bool]] = {}
     for case in ElementTree.parse(out).getroot().iter("testcase"):
