@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pandas as pd
@@ -624,8 +625,9 @@ class Store:
         """A run's record, or a warning that names what is wrong with it: the other runs go on."""
         run_id = run.info.run_id
         try:
-            path = Path(self.client.download_artifacts(run_id, RECORD))
-            return parse(path.read_text(encoding="utf-8"), f"run {run_id}, {RECORD}")
+            with TemporaryDirectory(prefix="lmht-") as folder:  # MLflow would leave one of its own there
+                path = Path(self.client.download_artifacts(run_id, RECORD, folder))
+                return parse(path.read_text(encoding="utf-8"), f"run {run_id}, {RECORD}")
         except (RecordError, UnicodeDecodeError) as error:
             why = str(error)
         except (MlflowException, OSError):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -359,6 +360,13 @@ def test_a_damaged_record_is_named_and_the_other_runs_go_on(store: Store, conten
     assert [one.status for one in left] == ["failed"]
     done = CliRunner().invoke(app, ["report", "tables", "--out", "out"])
     assert done.exit_code == 0, done.output
+
+
+def test_reading_records_leaves_nothing_behind(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    assert store.records()
+    assert not list(scratch.iterdir())
 
 
 @pytest.mark.parametrize(("tag", "value"), [("cell", ""), ("seed", "abc")])
