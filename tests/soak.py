@@ -75,9 +75,10 @@ class Series:
 
 def start(folder: Path, *more: str, program: Sequence[str] = ("-m", "benchmarks")) -> subprocess.Popen[bytes]:
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/m.db", "OMP_NUM_THREADS": "1"}
+    environment |= {"SMALL_EPOCHS": "4"}
     words = [sys.executable, *program, *WORDS, "--state-dir", str(folder / "state"), *more]
     with (folder / "log").open("ab") as log:
-        return subprocess.Popen(words, cwd=ROOT, env=environment | {"SMALL_EPOCHS": "4"}, stdout=log, stderr=log)
+        return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
 def small(folder: Path) -> subprocess.Popen[bytes]:

@@ -1,6 +1,5 @@
 """From a store of invented runs to tables, verdicts, figures and the page."""
 
-import csv
 import html
 import math
 import re
@@ -854,10 +853,9 @@ def test_ranges_in_the_readmes_prose_are_those_of_the_records() -> None:
     assert f"Algorithm 1 taken literally begins at {min(begun):.0f} to {max(begun):.0f} %" in text
 
 
-def rows(path: str) -> dict[str, dict[str, str]]:
-    """Of a committed table: row -> column -> text."""
-    with (ROOT / "results" / path).open(newline="") as file:
-        return {row["row"]: row for row in csv.DictReader(file)}
+def rows(path: str) -> pd.DataFrame:
+    """Of a committed table, as text."""
+    return pd.read_csv(ROOT / "results" / path, dtype=str, index_col="row")
 
 
 def test_numbers_in_the_readmes_prose_are_those_of_the_tables() -> None:
@@ -865,7 +863,7 @@ def test_numbers_in_the_readmes_prose_are_those_of_the_tables() -> None:
     found = rows("paper/table4.csv")
 
     def points(row: str, column: str) -> float:
-        return float(found[f"resnet20-tq8-{row}"][column])
+        return float(found.at[f"resnet20-tq8-{row}", column])
 
     ann, theirs = points("l2t2-exact", "ann_accuracy_pct_mean"), points("l2t2-exact", "published_ann_accuracy_pct")
     end = {row: points(f"{row}-exact", "accuracy_pct_mean") for row in ("l2t2", "l4t2")}
@@ -885,7 +883,7 @@ def test_numbers_in_the_readmes_prose_are_those_of_the_tables() -> None:
         f"{drop['l4t2']:.1f} points below its ANN)"
     ) in text
     assert ann == begin["l4t2"]
-    narrow = {row: float(one["accuracy_pct_mean"] or "nan") for row, one in rows("paper-small/table1.csv").items()}
+    narrow = rows("paper-small/table1.csv")["accuracy_pct_mean"].astype(float)
     assert (
         f"IF ends at {narrow['1']:.1f} %, M-HT at {narrow['2']:.1f} %, LM-HT at {narrow['3']:.1f} % with more spikes"
         in text
@@ -893,7 +891,7 @@ def test_numbers_in_the_readmes_prose_are_those_of_the_tables() -> None:
     assert f"the ReLU network reached {narrow['resnet18-relu']:.1f} % in ten" in text
     changed = []
     for path, row in (("digits", "2"), ("digits", "5"), ("paper-small", "2")):
-        one = rows(f"{path}/table1.csv")[row]
+        one = rows(f"{path}/table1.csv").loc[row]
         assert {float(value) for value in one["certified_images_pct_per_seed"].split(";")} == {0}
         changed += [float(value) for value in one["reparameterised_changed_pct_per_seed"].split(";")]
     assert f"promises nothing for any image, and {min(changed):.0f} to {max(changed):.0f} % change class" in text
