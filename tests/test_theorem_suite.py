@@ -2,10 +2,13 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from fractions import Fraction
+from math import gcd
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from tests.neurons.broken import CAUGHT_BY
 from theorems import check
+from theorems.exact import FORMATS, of_floor, of_sum
 from theorems.report import NEURON, Outcome, StatementReport
 from theorems.statements import STATEMENTS
 from theorems.strategies import NO_LEAK, POWERS, Case, cases, mixed_cases, quantised_cases
@@ -460,3 +464,23 @@ def test_quantised_cases_reach_ties_and_both_ends() -> None:
 
     look()
     assert min(seen["tie"], seen["below"], seen["above"]) >= 0.05 * seen["all"], seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_exact_is_what_the_format_holds(dtype: torch.dtype) -> None:
+    """Every multiple of the unit up to the sum of magnitudes, by torch itself; and a quotient's floor does not move."""
+    draw, seen = random.Random(0), Counter[bool]()
+    for _ in range(200):
+        most, power = 2 ** FORMATS[dtype][0], 2.0 ** draw.randint(-8, 2)
+        numbers = [draw.randint(-most, most) >> draw.randint(0, 3) for _ in range(3)]
+        terms, whole = [Fraction(power * n) for n in numbers], gcd(*numbers)
+        unit = whole & -whole or 1
+        multiples = torch.arange(0, sum(map(abs, numbers)) + 1, unit).double() * power
+        held = torch.equal(multiples.to(dtype).double(), multiples)
+        assert of_sum(*terms).within(dtype) == held, terms
+        seen[held] += 1
+        m, theta = Fraction(draw.randint(-200, 200), 8), Fraction(draw.randint(1, 60), 4)
+        if (of_sum(m) | of_sum(theta) | of_floor(m, theta)).within(dtype):
+            got = torch.tensor(float(m), dtype=dtype) / torch.tensor(float(theta), dtype=dtype)
+            assert got.floor() == m // theta, (m, theta)
+    assert min(seen[True], seen[False]) > 10, seen
