@@ -89,6 +89,26 @@ def test_what_no_machine_has_is_refused(cluster: Any, cell: spec.Cell, store: St
     assert [run.info.status for run in store._search("tags.kind = 'seed'")] == ["KILLED"]  # no claim is left
 
 
+@pytest.mark.parametrize(
+    ("address", "error", "words"),
+    [
+        (
+            "local",
+            OSError("path length\ncannot exceed 107"),
+            "this machine: path length cannot exceed 107; --jobs 1 goes",
+        ),
+        ("10.0.0.1:6379", ConnectionError("no answer"), r"answers at 10\.0\.0\.1:6379: no answer; `ray start --head`"),
+    ],
+)
+def test_no_ray_is_one_error(monkeypatch: pytest.MonkeyPatch, address: str, error: Exception, words: str) -> None:
+    def init(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(spec.SpecError, match=words):
+        workers.OnRay(address, 2, "cpu", Stop())
+
+
 class GoneError(Exception):
     """What Ray says of a dead worker."""
 

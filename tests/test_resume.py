@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from getpass import getuser
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,20 @@ def run(folder: Path, jobs: int = 1) -> subprocess.Popen[str]:
     )
 
 
+def left(folder: Path) -> list[str]:
+    """Processes that the command on this folder's store began, or Ray for it, and that outlive it by more than some seconds."""
+    for _ in range(300):
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                if f"{folder}/m.db".encode() in (process / "environ").read_bytes():
+                    found.append((process / "cmdline").read_text().replace("\0", " "))
+        if not found:
+            break
+        time.sleep(0.1)
+    return found
+
+
 def await_state(folder: Path, process: subprocess.Popen[str], fresh: float) -> None:
     """Until a state newer than ``fresh`` lies there."""
     for _ in range(12_000):
@@ -276,6 +292,7 @@ def test_a_killed_command_goes_on_in_its_own_run(
     if number != signal.SIGKILL:
         assert "the same command goes on from there" in " ".join(output.split())
     assert "Traceback" not in output
+    assert not left(tmp_path)
     client = MlflowClient(f"sqlite:///{tmp_path}/m.db")
     experiment = client.get_experiment_by_name("digits/table4")
     assert experiment is not None
@@ -291,6 +308,28 @@ def test_a_killed_command_goes_on_in_its_own_run(
         steps = [point.step for point in client.get_metric_history(one.info.run_id, "epoch/loss")]
         assert steps == list(range(1, len(steps) + 1)), "an epoch is missing or stands twice"
     assert not list((tmp_path / "state").glob("*"))
+
+
+@pytest.mark.skipif("LMHT_SOAK" not in os.environ, reason="the first signal's tests, with another: tox run -e soak")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_two_signals_end_the_command_at_once_and_leave_a_state_and_nothing_else(
+    jobs: int, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # its sockets' paths are short ones
+    shutil.copy(empty_database, tmp_path / "m.db")
+    process = run(tmp_path, jobs)
+    await_state(tmp_path, process, 0)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 130), output
+    assert "Traceback" not in output
+    assert not left(tmp_path)
+    assert list(tmp_path.glob("state/*/state-*.pt"))
+    assert {path.name for path in temporary.iterdir()} <= {f"torchinductor_{getuser()}"}
 
 
 def test_five_kills_at_random_moments_change_nothing(empty_database: Path) -> None:

@@ -188,7 +188,7 @@ class OnRay:
         parallel: trainings at once; None: as many as the cluster has room for.
 
     Raises:
-        SpecError: no cluster answers at the address.
+        SpecError: no cluster answers at the address, or none starts here.
     """
 
     def __init__(self, address: str, parallel: int | None, device: str, stop: Stop) -> None:
@@ -206,8 +206,10 @@ class OnRay:
                 runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "ignore"}},
                 **local,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             why = " ".join(str(error).split())
+            if self.local:  # a path of its sockets that is too long, say
+                raise SpecError(f"Ray does not start on this machine: {why}; --jobs 1 goes without it") from error
             raise SpecError(f"no Ray cluster answers at {address}: {why}; `ray start --head` starts one") from error
         stop.listen()
         self.remote = self.ray.remote(num_returns="streaming", max_retries=0)(_away)
