@@ -22,6 +22,11 @@ def literal(value: object) -> str:
     return repr(value)
 
 
+def identical(a: Tensor, b: Tensor) -> bool:
+    """NaN is NaN: that it is none is asked elsewhere."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
 class Call:
     """One call of the contract: its result, and the source that repeats it, backward pass included."""
 
@@ -38,11 +43,23 @@ class Call:
             self.raised = type(error)
             error.add_note(f"reproduce:\n{self.source}")
             raise
+        for part in self.result if isinstance(self.result, tuple | list) else (self.result,):
+            if not bool(torch.isfinite(part).all()):
+                shown = ", ".join(
+                    f"{name} = {value}" for name, value in arguments.items() if isinstance(value, int | float)
+                )
+                raise AssertionError(
+                    f"{method} at {shown}: not finite: {part.flatten().tolist()}\nreproduce:\n{self.source}"
+                )
 
     def backward(self, upstream: Tensor | None = None) -> None:
         """Backward pass from ``upstream``; by default from ones."""
         self.upstream = torch.ones_like(self.result) if upstream is None else upstream
-        self.result.backward(self.upstream)
+        try:
+            self.result.backward(self.upstream)
+        except Exception as error:
+            error.add_note(f"reproduce:\n{self.source}")
+            raise
 
     def grad(self, name: str) -> Tensor:
         """Gradient of ``x`` or of a named argument, after a backward pass."""
@@ -65,7 +82,7 @@ class Call:
             if self.raised:
                 return False
             parts = [part if isinstance(part, tuple | list) else (part,) for part in (self.result, again)]
-            return all(torch.equal(a, b) for a, b in zip(*parts, strict=True))
+            return all(identical(a, b) for a, b in zip(*parts, strict=True))
         except Exception as error:
             return type(error) is self.raised
 
@@ -163,7 +180,7 @@ def same(case: Case, claim: str, expected: Mapping[str, Trains], got: Mapping[st
             raise MismatchError(case, claim, neuron, wrong, one, calls)
 
 
-def train(values: Sequence[Fraction | int]) -> str:
+def train(values: Sequence[Fraction | float]) -> str:
     return "[" + ", ".join(str(value) for value in values) + "]"
 
 
@@ -176,7 +193,7 @@ class MismatchError(AssertionError):
         claim: str,
         neuron: int,
         wrong: Sequence[str],
-        parts: Mapping[str, tuple[Sequence[Fraction | int], Sequence[Fraction | int]]],
+        parts: Mapping[str, tuple[Sequence[Fraction | float], Sequence[Fraction | float]]],
         calls: Sequence[Call],
     ) -> None:
         currents, omega = train(case.train(neuron)), "; ".join(map(train, case.omega or ()))
@@ -244,20 +261,18 @@ def within_rounding(case: Case, claim: str, call: Call) -> None:
     traces, bound = case.traces(rules), rounding(case)
     keep = [n for n, trace in enumerate(traces) if not near_tie(trace.m, case.levels, case.theta, bound, rules)]
     if isinstance(call.result, Tensor):
-        counts = transposed([[round(out / case.theta) for out in step] for step in rationals(call.result)])
-        errors = {
-            n: max(abs(out - s * case.theta) for out, s in zip(train, counts[n], strict=True))
-            for n, train in enumerate(transposed(rationals(call.result)))
-        }
+        got = transposed(rationals(call.result))
+        counts = [[round(out / case.theta) for out in train] for train in got]
+        key, exact = "out", [[s * case.theta for s in train] for train in counts]
     else:
-        counts, v = (transposed(rationals(part)) for part in call.result)
-        errors = {n: max(abs(a - b) for a, b in zip(v[n], traces[n].v, strict=True)) for n in keep}
+        counts, got = (transposed(rationals(part)) for part in call.result)
+        key, exact = "v", [list(trace.v) for trace in traces]
     expected = {"spikes": [traces[n].s if n in keep else counts[n] for n in range(len(traces))]}
     same(case, claim, expected, {"spikes": counts}, call)
     for n in keep:
-        assert errors[n] <= bound, (
-            f"{claim}: off by {float(errors[n])}, rounding explains {float(bound)}\n{call.source}"
-        )
+        if max(abs(a - b) for a, b in zip(exact[n], got[n], strict=True)) > bound:
+            parts = {key: ([float(a) for a in exact[n]], [float(b) for b in got[n]])}
+            raise MismatchError(case, f"{claim}, up to rounding (here {float(bound):.1g})", n, [key], parts, [call])
 
 
 @dataclass(frozen=True)

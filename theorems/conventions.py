@@ -8,7 +8,7 @@ as the paper has it.
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
-from math import ceil, floor
+from math import ceil, floor, isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +43,7 @@ GROUPS: tuple[dict[str, dict[str, Any]], ...] = (
     {HARD: {"reset": "hard"}, DELAYED: {"reset": "delayed"}, LOST: {"reset": "before"}},
     {LEAK: {"largest_leak": Q(1)}},
 )  # fmt: skip
+STEEPEST = 100  # the largest d(out)/dm of a surrogate; those of use are below 10
 CURRENTS = [Q(n, 4) for n in (-2, 1, 2, 3, 4, 6, 7, 12)]
 LEAKS = (Q(1), Q(5, 4), Q(1, 2))
 
@@ -103,7 +104,7 @@ def differences(asked: list[Case], found: list[list[Tensor]]) -> Iterator[str]:
             own = [part[:, neuron : neuron + 1] for part in parts]
             if not explains(PAPER, one, own):
                 says = ", ".join(
-                    f"{what} {train(f'{value:g}' for value in part[:, 0].tolist())}"
+                    f"{what} {train(map(number, part[:, 0].tolist()))}"
                     for what, part in zip(("s =", "v ="), own, strict=False)
                 )
                 yield describe(one, f"{says}; the paper: {shown(one.trace(0))}")
@@ -148,6 +149,12 @@ def example(name: str, names: tuple[str, ...]) -> str:
 
 def shown(trace: oracle.Trace) -> str:
     return f"s = {train(trace.s)}, v = {train(trace.v)}"
+
+
+def number(value: float) -> str:
+    """As a fraction, as the paper's is shown, unless that is a long one."""
+    short = isfinite(value) and Q(value).denominator <= 64
+    return str(Q(value)) if short else f"{value:g}"
 
 
 def train(values: Any) -> str:
@@ -195,6 +202,7 @@ def gradient(impl: "Loaded", method: str, x: list[float], **arguments: Any) -> l
 
 
 def surrogate(impl: "Loaded") -> str | None:
+    """What stands for the derivative of a staircase that rises: nowhere negative, and of its size; anything else is a fault."""
     one = torch.ones(1, 1, dtype=torch.float64)
     for theta, levels in product((1, 2), (1, 2)):
         ms = [theta * m for m in (Q(1), Q(0), Q(1, 2), Q(3, 2), Q(5, 2), Q(1, 4), Q(4), Q(-1))]
@@ -202,7 +210,7 @@ def surrogate(impl: "Loaded") -> str | None:
             impl, "lmht", [float(m) for m in ms], levels=levels, theta=float(theta), omega=one, leak=one[0, 0]
         )
         expected = [oracle.window(m, levels=levels, theta=Q(theta)) for m in ms]
-        if not got or not any(got):  # none at all is a fault
+        if not got or not any(got) or not all(0 <= value <= STEEPEST for value in got):
             return None
         for m, value, paper in zip(ms, got, expected, strict=True):
             if value != paper:

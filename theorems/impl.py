@@ -74,7 +74,7 @@ class Loaded:
             sys.path.insert(0, os.getcwd())
         try:
             self._impl = getattr(importlib.import_module(module), name)
-        except Exception as error:  # whatever a module does when it is imported
+        except (Exception, SystemExit) as error:  # whatever a module does when it is imported
             raise pytest.UsageError(f"--impl {target}: {type(error).__name__}: {error}") from error
         if not any(self.provides(method) for method in METHODS):
             raise pytest.UsageError(f"--impl {target} provides none of {', '.join(METHODS)}")
@@ -138,7 +138,7 @@ class Loaded:
         call = f"{method}(x, {', '.join(given)})"
         try:  # the same shape, and other numbers between: the third would see what the second left behind
             answers = [self._answer(method, value, arguments) for value in (x, x + 1, x)]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return f"{call} raises {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         first, _, again = answers
         parts = 2 if method in ("integrate_and_fire", "mht") else 1

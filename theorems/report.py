@@ -14,8 +14,8 @@ from theorems.statements import STATEMENTS
 SUBJECTS = {"loaded": "the neuron", "ours": "networks of this library", "": "the equations"}
 NEURON, NETWORKS, EQUATIONS = SUBJECTS.values()
 COLUMNS = ("statement", "precondition", "how checked", "verdict", "smallest counterexample outside the precondition")
-SUMMARY = ("statement", "in words", "found", "false without", "the paper")
-WIDTH, SOURCE, LINES = 160, 400, 24  # of a line of a failure, of a line of its reproduction, of all of it
+SUMMARY = ("statement", "in words", "found", "counterexamples without", "the paper")
+WIDTH, SOURCE, LINES = 236, 400, 24  # of a line of a failure, of a line of its reproduction, of all of it
 
 
 def statement(name: str, *, precondition: str, how: str, verdict: str = "holds") -> list[str]:
@@ -32,14 +32,19 @@ def failure(nodeid: str, error: BaseException) -> dict[str, str]:
         if line.startswith(("assert ", "  +")):  # what pytest explains after the message
             break
         lines.append(line)
-    start = next((i for i, line in enumerate(lines) if line.startswith(("reproduce:", "import torch;"))), len(lines))
+    begins = ("reproduce:", "import torch;")
+    start = next((i for i, line in enumerate(lines) if line.strip().startswith(begins)), len(lines))
     shown = [cut(line) for line in lines[:start] if line.strip()][:LINES]
-    source = lines[start:]
-    if not source or max(map(len, source)) > SOURCE:
+    source = [line.strip() for line in lines[start:]]  # pytest indents all lines of a message but the first
+    if source and source[0] != "reproduce:":
+        source.insert(0, "reproduce:")
+    size, pasteable = sum(map(len, lines)), bool(source) and max(map(len, source)) <= SOURCE
+    if not pasteable:
         source = [f"reproduce: the same command with --tb=long -k {nodeid.rpartition('::')[2].partition('[')[0]}"]
     line = getattr(error, "line", "") or next((line for line in shown if line.strip()), type(error).__name__)
-    told = len(lines) > start  # currents and both trains: what it takes to see the fault
-    return {"block": "\n".join([*shown, *source]), "line": cut(line), "size": str(len(text)), "told": str(int(told))}
+    told = 2 * hasattr(error, "line") or int(pasteable)  # currents and both trains, a reproduction, or neither
+    block = "\n".join([*("  " + line for line in shown), *source])  # the source as it can be pasted
+    return {"block": block, "line": cut(line), "size": str(size), "told": str(told)}
 
 
 def cut(line: str) -> str:
@@ -123,7 +128,8 @@ class StatementReport:
         tests = list(self.of(name, subject).values())
         failed = [test for test in tests if test.outcome == "failed"]
         passed = [test for test in tests if test.outcome == "passed"]
-        skipped = sorted({test.reason for test in tests if test.outcome == "skipped"})
+        left_out = [test for test in tests if test.outcome == "skipped"]
+        skipped = sorted({test.reason for test in left_out})
         if name == "Conventions" and failed and all(test.conventions for test in failed):
             return "differs", "; ".join(line.partition(":")[0] for line in self.conventions)
         if failed:
@@ -131,9 +137,10 @@ class StatementReport:
         if not passed:
             return "not asked", "; ".join(skipped)
         proved = any(name == said[0] and "proved" in said[2] for test in passed for said in test.statements)
-        return "proved" if proved else "holds", f"{len(passed)} test{'s' * (len(passed) > 1)}" + (
-            f"; not asked: {'; '.join(skipped)}" if skipped else ""
-        )
+        passes = f"{len(passed)} test{'s' * (len(passed) > 1)}"
+        if any(name == said[0] and "necessity" not in said[2] for test in left_out for said in test.statements):
+            return "in part", f"{passes}; not asked: {'; '.join(skipped)}"
+        return "proved" if proved else "holds", passes
 
     def explained(self, name: str) -> bool:
         """Whether a failure is what the neuron's conventions come to: the equations hold with them, the statement does not."""
@@ -156,7 +163,7 @@ class StatementReport:
         """The failure to show of a statement, with a reproduction if one has it; conventions have a paragraph of their own."""
         tests = self.of(name, subject).items()
         failed = [(n, o.failure) for n, o in tests if o.outcome == "failed" and o.failure and not o.conventions]
-        return min(failed, key=lambda pair: (pair[1]["told"] == "0", int(pair[1]["size"]), pair[0]), default=("", {}))
+        return min(failed, key=lambda pair: (-int(pair[1]["told"]), int(pair[1]["size"]), pair[0]), default=("", {}))
 
     # --- in the terminal
 
@@ -211,7 +218,7 @@ class StatementReport:
             else:
                 blocks += [
                     f"{name}, {nodeid.rpartition('/')[2]}:",
-                    *("  " + line for line in found["block"].splitlines()),
+                    *found["block"].splitlines(),
                     "",
                 ]
         if blocks:

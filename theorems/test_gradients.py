@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from theorems import check, oracle
 from theorems.conventions import CLIP, SURROGATE
@@ -15,6 +14,7 @@ from theorems.exact import of_sum, together
 from theorems.impl import Loaded
 from theorems.oracle import Q
 from theorems.strategies import Case, mixed_cases, quantised_cases
+from theorems.test_as_used import Use, terms
 
 pytestmark = pytest.mark.gradient
 EQUATIONS = "Eqs. 8-9 (gradients)"
@@ -112,44 +112,30 @@ def test_window_edges(impl: Loaded, levels: int, theta: float, dtype: torch.dtyp
     )
 
 
-def written_out(
-    x: Tensor, g_out: Tensor, omega: Tensor, leak: float, v0: Tensor, levels: int, theta: float
-) -> tuple[Tensor, ...]:
-    """Eqs. 7-9 for a whole tensor: masks, then ``dx``, ``domega``, ``dleak``, and the sums of absolute terms of each."""
-    currents, v, potentials, before = torch.einsum("tj,jn->tn", omega, x), v0, [], []
-    for current in currents:
-        m = leak * v + current
-        before.append(v)
-        potentials.append(m)
-        v = m - (m / theta).floor().clamp(0, levels) * theta
-    m, u = torch.stack(potentials), torch.stack(before)
-    g = g_out * ((theta / 2 <= m) & (m <= (levels + 0.5) * theta))
-    exact = (omega.T @ g, g @ x.T, (g * u).sum())
-    return (*exact, omega.T.abs() @ g.abs(), g.abs() @ x.abs().T, (g * u).abs().sum())
-
-
 @pytest.mark.statement(EQUATIONS, precondition="none: x, Omega and lambda; s*theta has derivative 1 inside the window",
                        how="float cases, float64, 1000 neurons, up to rounding")  # fmt: skip
 @pytest.mark.parametrize("steps", range(1, 7))
 def test_random_floats(impl: Loaded, steps: int) -> None:
     impl.follows(SURROGATE)
-    impl.follows_the_paper("the exact cases ask it with the neuron's conventions")
     generator = torch.Generator().manual_seed(steps)
     levels, theta, leak, count = 3, 0.7, 0.9, 1000
     draws = [torch.randn(*shape, generator=generator, dtype=torch.float64)
              for shape in ((steps, count), (steps, count), (steps, steps), (count,))]  # fmt: skip
     x, g_out, omega, v0 = draws
-    leaves = [value.clone().requires_grad_() for value in (x, omega, torch.tensor(leak, dtype=torch.float64))]
-    call = check.Call(impl, "lmht", leaves[0], levels=levels, theta=theta, omega=leaves[1], leak=leaves[2], v0=v0)
+    one = Use(x, omega, torch.tensor(leak, dtype=torch.float64), v0, g_out, levels=levels, theta=theta)
+    call = one.call(impl)
     call.backward(g_out)
-    dx, domega, dleak, *sizes = written_out(x, g_out, omega, leak, v0, levels, theta)
+    g, before = terms(impl, one)
+    gradients = {  # and the sums of their absolute terms
+        "x": (omega.T @ g, omega.T.abs() @ g.abs()),
+        "omega": (g @ x.T, g.abs() @ x.abs().T),
+        "leak": ((g * before).sum(), (g * before).abs().sum()),
+    }
     # n terms of a sum, each with errors of at most (8*T + n) roundings: no potential of these seeds is that close to an edge
-    for leaf, expected, size in zip(leaves, (dx, domega, dleak), sizes, strict=True):
-        assert leaf.grad is not None
+    for name, (expected, size) in gradients.items():
         bound = torch.finfo(torch.float64).eps * (8 * steps + steps * count) * size
-        assert bool(((leaf.grad - expected).abs() <= bound).all()), (
-            f"T = {steps}: off by {(leaf.grad - expected).abs().max()}\n{call.source}"
-        )
+        error = (call.grad(name) - expected).abs()
+        assert bool((error <= bound).all()), f"T = {steps}, d{name}: off by {error.max()}\n{call.source}"
 
 
 STRAIGHT = "none: QCFS, dx = mask, dvartheta = (a - mask*x)/vartheta"

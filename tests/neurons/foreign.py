@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.neurons.broken import HardReset, Neuron, RoundForFloor, SpikesNotScaled, _Right
+from tests.neurons.broken import FrozenWhereItsInputIs, HardReset, Neuron, RoundForFloor, SpikesNotScaled, _Right
 
 
 class NeverReset(Neuron):
@@ -58,7 +58,8 @@ class TorchClamp(Neuron):
 
 class SigmoidSurrogate(Neuron):
     def surrogate(self, s: Tensor, m: Tensor, theta: float, levels: int) -> Tensor:
-        slope = torch.stack([torch.sigmoid(4 * (m / theta - k)) for k in range(1, levels + 1)]).sum(0) * theta
+        k = torch.arange(1, levels + 1, dtype=m.dtype)
+        slope = torch.sigmoid(4 * ((m / theta)[..., None] - k)).sum(-1) * theta
         return s * theta + (slope - slope.detach())
 
 
@@ -111,7 +112,61 @@ class NeedsAnObject(_Right):
     """Passed as it is: a class."""
 
 
+class Exits(_Right):
+    def mht(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        raise SystemExit("needs a GPU")
+
+
+class Tired(HardReset):
+    """A hard reset, and no spike from step 9 on."""
+
+    def mht(self, current: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
+        spikes, v = super().mht(current, **arguments)
+        return torch.cat([spikes[:8], 0 * spikes[8:]]), v
+
+
+class FrozenSigmoid(FrozenWhereItsInputIs, SigmoidSurrogate):
+    """Another surrogate, and no gradient in a network's first layer."""
+
+
+class Downhill(Neuron):
+    """Eq. 8's window with the other sign: no surrogate of a staircase that rises."""
+
+    def surrogate(self, s: Tensor, m: Tensor, theta: float, levels: int) -> Tensor:
+        return 2 * s * theta - super().surrogate(s, m, theta, levels)
+
+
+class NaNAtThreeQuarters(Neuron):
+    def mht(self, current: Tensor, *, theta: float, **arguments: Any) -> tuple[Tensor, Tensor]:
+        spikes, v = super().mht(current, theta=theta, **arguments)
+        return (spikes * float("nan"), v) if theta == 0.75 else (spikes, v)
+
+
+class NoBackward(Neuron):
+    def lmht(self, x: Tensor, **arguments: Any) -> Tensor:
+        return Stuck.apply(super().lmht(x, **arguments))
+
+
+class Stuck(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        raise IndexError("no such saved tensor")
+
+
+class Ceils(Neuron):
+    """Keeps the contract, and is not the paper's by any convention."""
+
+    def fired(self, m: Tensor, theta: float, levels: int) -> Tensor:
+        return (m / theta).ceil().clamp(0, levels)
+
+
 never_reset, always_raises, hard_reset, rounds = NeverReset(), AlwaysRaises(), HardReset(), RoundForFloor()
 clamped, sigmoid, wrong_shape, no_levels = ClampedQCFS(), SigmoidSurrogate(), WrongShape(), NoLevels()
 inference, tires, two_levels, leak_up_to_one = Inference(), Tires(), TwoLevels(), LeakUpToOne()
-torch_clamp, counts = TorchClamp(), SpikesNotScaled()
+torch_clamp, counts, exits, tired = TorchClamp(), SpikesNotScaled(), Exits(), Tired()
+frozen_sigmoid, downhill, nan_at_three_quarters = FrozenSigmoid(), Downhill(), NaNAtThreeQuarters()
+no_backward, ceils = NoBackward(), Ceils()
