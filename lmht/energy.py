@@ -23,6 +23,7 @@ from lmht.graph import (
     evaluating,
     flow,
     operands,
+    runnable,
     unwrap,
     works_in_place,
 )
@@ -107,7 +108,7 @@ class _Counter(fx.Interpreter):
     """Runs the network and carries, beside each value that is made of spikes, the spike counts that it stands for."""
 
     def __init__(self, network: nn.Module, found: Flow, into: Operations) -> None:
-        super().__init__(fx.GraphModule(network, found.graph))
+        super().__init__(runnable(network, found))
         self.steps, self.into = {step.node: step for step in found.steps}, into
         self.counts: dict[fx.Node, Tensor] = {}
 

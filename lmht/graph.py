@@ -230,10 +230,27 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
             graph = tracer.trace(network)
             for node in graph.nodes:  # each trace names them anew
                 if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
-                    node.meta["constant"] = getattr(network, str(node.target)).tolist()
+                    node.meta["constant"] = getattr(network, str(node.target))
         except Exception as error:  # whatever a forward raises on a proxy
             raise ValueError(f"{type(network).__name__} can't be traced by torch.fx: {error}") from error
     return Flow(graph, tuple(_steps(network, graph, activation)))
+
+
+def runnable(network: nn.Module, found: Flow) -> fx.GraphModule:
+    """What :func:`flow` found, to be run; the constants that a forward makes are in the graph alone."""
+    made = {str(node.target): node.meta["constant"] for node in found.graph.nodes if "constant" in node.meta}
+    vars(network).update(made)
+    try:
+        return fx.GraphModule(network, found.graph)
+    finally:
+        for name in made:
+            del vars(network)[name]
+
+
+def value_of(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
+    """What a parameter, buffer or constant in the graph is."""
+    owner, _, name = str(node.target).rpartition(".")
+    return node.meta["constant"] if "constant" in node.meta else getattr(modules[owner], name)
 
 
 @contextmanager
@@ -432,7 +449,7 @@ def _said(found: Flow) -> list[tuple[Any, ...]]:
     for node in found.graph.nodes:
         in_time = getattr(node.target, "__module__", "") == base.__name__
         arguments: Any = node.all_input_nodes if in_time else (node.args, node.kwargs)
-        target = node.meta.get("constant", node.target)
+        target = node.meta["constant"].tolist() if "constant" in node.meta else node.target
         said.append((_place(node, node.name), node.op, target, repr(fx.map_arg(arguments, lambda n: f"%{places[n]}"))))
     return said
 
@@ -662,8 +679,7 @@ def _same_in_rows(other: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return True
     of, *rest = other.all_input_nodes
     if called(other) == "repeat":
-        owner, _, name = str(of.target).rpartition(".")
-        return of.op == "get_attr" and len(getattr(modules[owner], name)) == 1
+        return of.op == "get_attr" and len(value_of(of, modules)) == 1
     return (called(other) == "expand" or (called(other) is operator.getitem and not rest)) and _same_in_rows(
         of, modules
     )

@@ -20,6 +20,7 @@ from lmht.graph import (
     copied,
     flow,
     unwrap,
+    value_of,
 )
 from lmht.networks.base import MultiStep
 from lmht.neurons import LMHT, MHT, Neuron
@@ -326,8 +327,7 @@ def _cut(found: Flow, network: nn.Module) -> list[tuple[Tensor, int]]:
     modules = dict(network.named_modules(remove_duplicate=False))
     for node in found.graph.nodes:  # parameters that are used as they are, too
         if node.op == "get_attr" and not all(user.target is getattr for user in node.users):  # its dtype, say
-            owner, _, name = str(node.target).rpartition(".")
-            used = [getattr(modules[owner], name)]
+            used = [value_of(node, modules)]
         else:
             used = [*modules[str(node.target)].parameters()] if node.op == "call_module" and node not in seen else []
         if any(powers.get(id(tensor), (tensor, 0))[1] for tensor in used):

@@ -94,6 +94,7 @@ RIGHT: dict[str, Forward] = {
     "alpha": lambda m, x: torch.add(x, m.second(x), alpha=2),
     "in_place": in_place,
     "remembered": remembered,
+    "constant": lambda m, x: x * torch.tensor([1.0, -2, 0, 4, 5, 6]).double(),
     "rows_in_a_shape": lambda m, x: x.view(x.shape[0], 2, 3).flatten(1).reshape(x.size(0), 6),
 }
 
@@ -109,6 +110,7 @@ def test_what_does_not_is_exact(name: str) -> None:
     spiking = snn(RIGHT[name])
     assert max(layer.difference for layer in certify(spiking, [x]).values()) == 0
     torch.testing.assert_close(reparameterize(spiking)(x), spiking(x), rtol=0, atol=1e-12)
+    assert set(count_operations(spiking, x).sops) >= {"module.third"}
 
 
 def test_a_feature_kept_by_a_forward_is_as_it_was() -> None:
