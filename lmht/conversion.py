@@ -174,7 +174,8 @@ def _convert(
         check_neurons(converted, steps)
         result = converted
     else:
-        result = MultiStep(converted, steps).train(converted.training)
+        result = MultiStep(converted, steps)
+        result.training = converted.training  # train() would change the modes of modules inside
     check_same(found, converted, Neuron, "no conversion")
     return result
 

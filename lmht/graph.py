@@ -209,8 +209,8 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
         activation: a class that counts as an activation, besides ours.
 
     Raises:
-        ValueError: torch.fx can't trace it (its forward branches on values, say), it takes or returns something else, or it has
-            hooks itself, which a trace leaves out.
+        ValueError: torch.fx can't trace it (its forward branches on values, say), it takes or returns something else, has hooks
+            itself, which a trace leaves out, or a module in it stays in train mode.
     """
     if network._forward_pre_hooks or network._forward_hooks:
         raise ValueError(
@@ -257,9 +257,14 @@ def value_of(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Eval mode and nothing compiled (``network.compile()``) inside, every module as it was afterwards."""
     before = {module: (module.training, module._compiled_call_impl) for module in network.modules()}
-    network.eval()
     try:
-        for module in before:
+        network.eval()
+        for name, module in network.named_modules():
+            if module.training:
+                raise ValueError(
+                    f"{name or 'the network'} ({type(module).__name__}) stays in train mode after eval(): its train() is not "
+                    "torch's; remove it, or put torch's class in its place"
+                )
             module._compiled_call_impl = None
         yield
     finally:

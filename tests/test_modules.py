@@ -294,6 +294,46 @@ def random_tgims(network: MultiStep) -> MultiStep:
     return network
 
 
+def test_every_module_keeps_its_own_mode() -> None:
+    ann = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), QCFS(4, 1.0), nn.Dropout(), nn.Linear(6, 3))
+    for mode in (True, False):
+        ann.train(mode)
+        ann[1].train(not mode)
+        ann[3].train(not mode)
+        converted = to_lmht(ann, 2, 2)
+        assert [module.training for module in converted.module] == [mode, not mode, mode, not mode, mode]
+        assert converted.training == mode
+
+
+class FrozenTheWrongWay(nn.BatchNorm1d):
+    def train(self, mode: bool = True) -> "FrozenTheWrongWay":
+        return super().train(True)
+
+
+class MonteCarlo(nn.Dropout):
+    def eval(self) -> "MonteCarlo":
+        return self
+
+    def train(self, mode: bool = True) -> "MonteCarlo":
+        return self
+
+
+@pytest.mark.parametrize("make", [lambda: FrozenTheWrongWay(6), MonteCarlo])
+def test_what_stays_in_train_mode_is_named(make: Make) -> None:
+    data = images((6,))
+    ann, snn = (
+        nn.Sequential(nn.Linear(6, 6), activation(), make(), nn.Linear(6, 3)).double()
+        for activation in (lambda: QCFS(4, 1.0), mixing)
+    )
+    net = MultiStep(snn, 2)
+    tools: list[Callable[[], object]] = [lambda: to_lmht(ann, 2, 2), lambda: count_operations(ann, data)]
+    for tool in (*tools, lambda: reparameterize(net), lambda: certify(net, [data]), lambda: count_operations(net, data)):
+        with pytest.raises(ValueError, match=r"2 \((FrozenTheWrongWay|MonteCarlo)\) stays in train mode after eval"):
+            tool()
+    assert ann.training
+    assert ann[0].training
+
+
 class Separable(nn.Module):
     """Depthwise-separable, in a class of one's own: functional calls, a default argument, one activation in three places."""
 
