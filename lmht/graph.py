@@ -217,6 +217,7 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
             f"{type(network).__name__} has hooks that may change what it computes; remove them (handle.remove()) first"
         )
     _check_forward(network, type(network).__name__)
+    _check_unwrapped(network)
     tracer = _Tracer(activation)
     asked = [
         name
@@ -387,6 +388,7 @@ def check_unchanged(network: nn.Module) -> None:
         ValueError: weights without values (:func:`check_values`), parametrised or pruned, hooks, a replaced forward.
     """
     check_values(network)
+    _check_unwrapped(network)
     for name, module in network.named_modules():
         what = f"{name or 'the network'} ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
@@ -399,11 +401,18 @@ def check_unchanged(network: nn.Module) -> None:
             remedy = "prune.remove" if pruning else remove.get(type(hook).__name__, "")
             remedy = f"call torch.nn.utils.{remedy}" if remedy else "remove them (handle.remove())"
             raise ValueError(f"{what} has hooks that may change what it computes ({_name(hook)}); {remedy} first")
-        if "_orig_mod" in module._modules:
-            raise ValueError(
-                f"{what} is compiled; give the tools what was compiled (._orig_mod), and compile the result"
-            )
         _check_forward(module, what)
+
+
+def _check_unwrapped(network: nn.Module) -> None:
+    """ValueError if a part of the network is wrapped in what a trace can't enter."""
+    for name, module in network.named_modules():
+        compiled = "_orig_mod" in module._modules
+        if compiled or isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                f"{name} ({type(module).__name__}) {'is compiled' if compiled else 'wraps a part of the network'}; give the tools "
+                f"what is in it (.{'_orig_mod' if compiled else 'module'}) in its place, and wrap the result"
+            )
 
 
 def _replaced(module: nn.Module) -> bool:

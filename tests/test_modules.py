@@ -404,6 +404,22 @@ def test_wrappers_are_looked_through(wrap: Callable[[nn.Module], nn.Module], one
     assert non_affine(wrap(snn)) == []
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, nn.parallel.DistributedDataParallel, torch.compile])
+def test_wrappers_inside_are_named(wrap: Callable[[nn.Module], nn.Module], one_process: None) -> None:
+    data = images(LINE)
+    ann = nn.Sequential(wrap(around(nn.Linear(6, 5), LINE, lambda: QCFS(4, 1.0))), nn.Identity()).eval()
+    snn = MultiStep(wrap(around(nn.Linear(6, 5), LINE, mixing)), 2).eval()
+    tools: list[Callable[[], object]] = [lambda: to_lmht(ann, 2, 2), lambda: count_operations(ann, data)]
+    for tool in (*tools, lambda: reparameterize(snn), lambda: certify(snn, [data]), lambda: count_operations(snn, data)):
+        with pytest.raises(ValueError, match=r"(0|module) \(\w+\) (is compiled|wraps a part of the network)"):
+            tool()
+
+
+def test_an_averaged_model_inside_is_looked_through() -> None:
+    data, ann = images(LINE), around(nn.Linear(6, 5), LINE, lambda: QCFS(4, 1.0))
+    close(to_lmht(nn.Sequential(torch.optim.swa_utils.AveragedModel(ann)).eval(), 2, 2)(data), ann(data))
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_parts_that_are_compiled() -> None:
     data, ann = images(LINE), around(nn.Sequential(nn.Linear(6, 5)), LINE, lambda: QCFS(4, 1.0))
@@ -412,8 +428,6 @@ def test_parts_that_are_compiled() -> None:
     close(to_lmht(ann, 2, 2)(data), expected)
     count_operations(ann, data)
     assert ann[2]._compiled_call_impl is not None
-    with pytest.raises(ValueError, match=r"0 .* is compiled"):
-        to_lmht(nn.Sequential(torch.compile(ann)), 2, 2)
     with pytest.raises(ValueError, match="Linear is TorchScript"):
         to_lmht(torch.jit.trace(nn.Linear(6, 5), torch.ones(1, 6)), 2, 2)
 
