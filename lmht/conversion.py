@@ -202,7 +202,10 @@ def _scale(activation: nn.Module, name: str) -> float:
 def _check_qcfs(activation: nn.Module, scale: float) -> None:
     """ValueError unless an activation is QCFS with this scale, by its values in, around and far from [0, scale], ties left out, and
     on data of any number of axes."""
-    around, far = torch.linspace(-2.5013, 3.4987, 11996, dtype=torch.float64), torch.tensor([-1e3, -30, 30, 1e3]).double()
+    around, far = (
+        torch.linspace(-2.5013, 3.4987, 11996, dtype=torch.float64),
+        torch.tensor([-1e3, -30, 30, 1e3]).double(),
+    )
     x = scale * torch.cat([around, far])
     like = next((tensor for tensor in (*activation.parameters(), *activation.buffers())), x)
     own = copy.deepcopy(activation).double().eval()

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from lmht import functional
 from lmht.graph import (
     ADDING,
     DIVIDING,
@@ -18,6 +17,7 @@ from lmht.graph import (
     Kind,
     Step,
     aliases,
+    check_batch,
     check_time,
     check_values,
     evaluating,
@@ -171,7 +171,7 @@ def count_operations(network: nn.Module, images: Tensor) -> Operations:
         images: ``[N, ...]`` (or frames ``[T, N, ...]``), N >= 1.
 
     Raises:
-        ValueError: no images, images or weights without values, neurons in a module that does not say where time starts, a layer
+        ValueError: no images, what :func:`lmht.graph.check_batch` refuses, weights without values, neurons in a module that does not say where time starts, a layer
             behind an operation on spikes that is not known, a ReLU or max-pool on negated spikes, or a network that
             :func:`lmht.graph.flow` refuses.
     """
@@ -184,10 +184,9 @@ def count_operations(network: nn.Module, images: Tensor) -> Operations:
         check_time(network)
     axis = int(isinstance(network, MultiStep) and network.frames)
     n = images.shape[axis]
-    if functional.symbolic(images):
-        raise ValueError("count_operations counts spikes, and images on the meta device or fake ones give none")
     at_once = max(1, AT_ONCE * n // images.numel())
     found = flow(network)
+    check_batch(network, found, images)
     _refuse_doubt(found)
     totals = Operations(uncounted=[step.name for step in found.steps if _costs(step)])
     with evaluating(network):

@@ -15,12 +15,13 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.prune import BasePruningMethod
 
 from lmht import functional
 from lmht.axes import is_number, least_axes, shape_of
+from lmht.kernels import use_backend
 from lmht.networks import base
 from lmht.networks.base import MultiStep
 from lmht.neurons import QCFS, Neuron
@@ -205,7 +206,8 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
 
     Args:
         network: any module that torch.fx can trace, of one tensor, from one tensor. While it is traced data are no
-            ``torch.Tensor``: a forward that branches on ``isinstance(x, Tensor)`` is traced along the other branch.
+            ``torch.Tensor``: a forward that branches on ``isinstance(x, Tensor)`` is traced along the other branch, which
+            :func:`check_batch` finds.
         activation: a class that counts as an activation, besides ours.
 
     Raises:
@@ -252,6 +254,35 @@ def value_of(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
     """What a parameter, buffer or constant in the graph is."""
     owner, _, name = str(node.target).rpartition(".")
     return node.meta["constant"] if "constant" in node.meta else getattr(modules[owner], name)
+
+
+@torch.no_grad()
+def check_batch(network: nn.Module, found: Flow, images: Tensor) -> None:
+    """Run the network and what :func:`flow` found on a batch's first image.
+
+    Raises:
+        ValueError: images without values, that the network can't take, or on which its forward does something else than when it is
+            traced.
+    """
+    if functional.symbolic(images):
+        raise ValueError("images on the meta device or fake ones give no spikes")
+    try:
+        first = images[:, :1] if isinstance(network, MultiStep) and network.frames else images[:1]
+        if not bool(first.isfinite().all()):
+            return  # what is said of it depends on the backend
+        with evaluating(network), _attributes_kept(network), use_backend("eager"):  # which fuses nothing, as a trace
+            own, traced = network(first), runnable(network, found)(first)
+    except (RuntimeError, IndexError) as error:
+        why = str(error).split("\n")[0]
+        raise ValueError(
+            f"{type(network).__name__} takes no images of shape {list(images.shape)}, {images.dtype}: {why}"
+        ) from error
+    close = 1e-3 * float(own.nan_to_num(0, 0, 0).abs().max())
+    if own.shape != traced.shape or not torch.allclose(own, traced, rtol=0, atol=close, equal_nan=True):
+        raise ValueError(
+            f"{type(network).__name__} computes something else than its trace by torch.fx: its forward asks for the type of its "
+            "data (isinstance, torch.is_tensor), catches errors or draws at random; it must take one way whatever it is given"
+        )
 
 
 @contextmanager
@@ -448,8 +479,8 @@ def check_same(before: Flow, network: nn.Module, kind: type[nn.Module], what: st
     said = [_said(found) for found in (before, after)]
     if changed := [name for (name, *old), (_, *new) in zip(*said, strict=False) if old != new]:
         raise ValueError(
-            f"{what}: {changed[0]} changes with the activation, whose levels, steps or class the forward reads; keep a number of "
-            "your own"
+            f"{what}: {changed[0]} changes with the activation, whose levels, steps or class the forward reads, or is drawn at "
+            "random; keep a number of your own"
         )
     replaced = sum(isinstance(step.module, kind) for step in after.steps)
     if len(said[0]) != len(said[1]) or replaced != len(before.of(Kind.ACTIVATION)):

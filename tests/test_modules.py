@@ -327,7 +327,12 @@ def test_what_stays_in_train_mode_is_named(make: Make) -> None:
     )
     net = MultiStep(snn, 2)
     tools: list[Callable[[], object]] = [lambda: to_lmht(ann, 2, 2), lambda: count_operations(ann, data)]
-    for tool in (*tools, lambda: reparameterize(net), lambda: certify(net, [data]), lambda: count_operations(net, data)):
+    for tool in (
+        *tools,
+        lambda: reparameterize(net),
+        lambda: certify(net, [data]),
+        lambda: count_operations(net, data),
+    ):
         with pytest.raises(ValueError, match=r"2 \((FrozenTheWrongWay|MonteCarlo)\) stays in train mode after eval"):
             tool()
     assert ann.training
@@ -410,7 +415,12 @@ def test_wrappers_inside_are_named(wrap: Callable[[nn.Module], nn.Module], one_p
     ann = nn.Sequential(wrap(around(nn.Linear(6, 5), LINE, lambda: QCFS(4, 1.0))), nn.Identity()).eval()
     snn = MultiStep(wrap(around(nn.Linear(6, 5), LINE, mixing)), 2).eval()
     tools: list[Callable[[], object]] = [lambda: to_lmht(ann, 2, 2), lambda: count_operations(ann, data)]
-    for tool in (*tools, lambda: reparameterize(snn), lambda: certify(snn, [data]), lambda: count_operations(snn, data)):
+    for tool in (
+        *tools,
+        lambda: reparameterize(snn),
+        lambda: certify(snn, [data]),
+        lambda: count_operations(snn, data),
+    ):
         with pytest.raises(ValueError, match=r"(0|module) \(\w+\) (is compiled|wraps a part of the network)"):
             tool()
 

@@ -22,7 +22,20 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from lmht.graph import ADDING, Kind, Norm, Step, called, check_time, check_unchanged, evaluating, flow, operands, runnable, unwrap
+from lmht.graph import (
+    ADDING,
+    Kind,
+    Norm,
+    Step,
+    called,
+    check_time,
+    check_unchanged,
+    evaluating,
+    flow,
+    operands,
+    runnable,
+    unwrap,
+)
 from lmht.networks import base
 from lmht.neurons import Neuron
 from lmht.reparameterize import is_plain, window_tgim
