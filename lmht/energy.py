@@ -171,9 +171,9 @@ def count_operations(network: nn.Module, images: Tensor) -> Operations:
         images: ``[N, ...]`` (or frames ``[T, N, ...]``), N >= 1.
 
     Raises:
-        ValueError: no images, what :func:`lmht.graph.check_batch` refuses, weights without values, neurons in a module that does not say where time starts, a layer
-            behind an operation on spikes that is not known, a ReLU or max-pool on negated spikes, or a network that
-            :func:`lmht.graph.flow` refuses.
+        ValueError: no images, what :func:`lmht.graph.check_batch` refuses, weights without values, neurons in a module that does
+            not say where time starts, a layer behind an operation on spikes that is not known, a ReLU or max-pool on negated
+            spikes, or a network that :func:`lmht.graph.flow` refuses.
     """
     network = unwrap(network)
     check_values(network)

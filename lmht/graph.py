@@ -103,6 +103,12 @@ _LINEAR = (
     F.fold,
     F.unfold,
 )
+_MAY_COUNT = (
+    *_RESHAPING,
+    torch.cat,
+    torch.stack,
+    base.per_step,
+)  # they ask themselves what depends on the number of rows
 _POOLING = (F.relu, torch.relu, "relu", F.max_pool1d, F.max_pool2d, F.max_pool3d)
 _NOT_AFFINE = (torch.sigmoid, torch.tanh, F.gelu, F.silu, F.elu, F.leaky_relu, F.relu6, F.hardtanh, "sigmoid", "tanh")
 _DROPOUT = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
@@ -393,7 +399,8 @@ def check_affine(found: Flow, what: str, inexact: bool) -> None:
     if unknown := [step.name for step in found.of(Kind.UNKNOWN)]:
         raise ValueError(
             f"{what}: {', '.join(unknown)} is not known to be applied step by step; replace it "
-            "(axes counted from the end may be the rows: count them from the front)"
+            "(axes counted from the end may be the rows: count them from the front; a factor or an offset may have no more axes "
+            "than the data are known to have)"
         )
     if not inexact and (names := [step.name for step in found.not_affine]):
         raise ValueError(
@@ -548,6 +555,8 @@ def _of_module(module: nn.Module, least: int) -> Kind:
 
 def _keeps_time(axes: Any, least: int) -> bool:
     """Whether axes leave the first one alone, of data that have at least so many."""
+    if isinstance(axes, slice):  # of a shape
+        axes = axes.start if axes.step in (None, 1) else None
     axes = axes if isinstance(axes, tuple | list) else (axes,)
     return bool(axes) and all(isinstance(axis, int) and (axis > 0 or -least < axis < 0) for axis in axes)
 
@@ -606,6 +615,8 @@ def _of_call(
         shape = shape_of(node)
         first = shape[0] if isinstance(shape, tuple | list) and shape else shape
         row_by_row = _is_rows(first) if isinstance(first, fx.Node) else type(first) is int and first < 0
+        if isinstance(shape, tuple | list) and not counted.isdisjoint(shape[1:]):
+            return Kind.UNKNOWN
         return Kind.LINEAR if row_by_row else Kind.UNKNOWN
     if target in _LINEAR:
         return Kind.LINEAR
@@ -648,7 +659,8 @@ def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> 
         ends = nn.ReLU  # an ANN's layers end there
     sources: dict[fx.Node, frozenset[str]] = {}
     counted: set[fx.Node] = set()  # what depends on how many rows there are
-    least = least_axes(graph, modules)
+    own = {node: value_of(node, modules) for node in graph.nodes if node.op == "get_attr"}
+    least = least_axes(graph, modules, {node: one.dim() for node, one in own.items() if isinstance(one, Tensor)})
     for node in graph.nodes:
         if node.op == "placeholder":
             sources[node] = frozenset()
@@ -673,8 +685,11 @@ def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> 
         sources[node] = before
         if module is None:
             kind = _of_call(node, inputs, counted, modules, least)
-            if node.target in ADDING + SCALING and not counted.isdisjoint(node.all_input_nodes):
+            if node.target not in _MAY_COUNT and not counted.isdisjoint(node.all_input_nodes):
                 kind = Kind.UNKNOWN
+            others = [least[n] for n in node.all_input_nodes if n not in inputs]
+            if node.target in ADDING + SCALING and max(others, default=0) > least[inputs[0]]:
+                kind = Kind.UNKNOWN  # an axis may come before the rows
             yield Step(node, _place(node, _name(node.target)), kind, None, tuple(inputs), before)
             continue
         name = f"{node.target} ({type(module).__name__})"

@@ -330,6 +330,14 @@ def row_number(m: Three, x: Tensor) -> Tensor:
         (lambda x: x.chunk(2, -2)[0], "chunk"),
         (lambda x: x.reshape(x.shape[0] // 2, -1).reshape(-1, 6), "reshape"),
         (lambda x: x.reshape(x.shape[::-1]).reshape(-1, 6), "reshape"),
+        (lambda x: F.pad(x, (x.shape[0], 0))[:, :6], "pad"),
+        (lambda x: F.avg_pool1d(x, 2 * x.shape[0] - 1, 1, x.shape[0] - 1), "avg_pool1d"),
+        (lambda x: F.adaptive_avg_pool1d(x, x.shape[0]), "adaptive_avg_pool1d"),
+        (lambda x: F.interpolate(x[:, None], size=x.shape[:1])[:, 0], "interpolate"),
+        (lambda x: x.view(-1, x.shape[0]).view(x.shape[0], 6), "view"),
+        (lambda x: (x * torch.ones(2, 1, 6).double()).reshape(x.shape[0], 12)[:, :6], "mul"),
+        (lambda x: (x + torch.ones(6).double().expand(2, 1, 6)).reshape(x.shape[0], 12)[:, :6], "add"),
+        (lambda x: (torch.ones(2, 6).double()[:, None] - x).reshape(x.shape[0], 12)[:, :6], "sub"),
     ],
 )
 def test_an_axis_from_the_end_may_be_the_rows(between: Callable[[Tensor], Tensor], named: str) -> None:
@@ -349,6 +357,8 @@ def test_an_axis_from_the_end_may_be_the_rows(between: Callable[[Tensor], Tensor
     "between",
     [
         lambda x: F.pad(x, (1, 1, 1, -1)),
+        lambda x: F.avg_pool2d(x, x.size()[2:]) + F.interpolate(x[:, :, 1:], size=x.shape[-2:]),
+        lambda x: x * torch.ones(1, 3, 1, 1).double() - torch.ones(3, 1, 1).double(),
         nn.ZeroPad2d(1),
         lambda x: x * (1 / x.shape[-2]),
         lambda x: x.transpose(-1, -2),
