@@ -180,14 +180,16 @@ def count_operations(network: nn.Module, images: Tensor) -> Operations:
     if not isinstance(images, Tensor) or not images.numel():
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"count_operations takes a batch of at least one image, got {got}")
-    if any(isinstance(module, Neuron) for module in network.modules()):
+    spiking = any(isinstance(module, Neuron) for module in network.modules())
+    if spiking:
         check_time(network)
     axis = int(isinstance(network, MultiStep) and network.frames)
     n = images.shape[axis]
     at_once = max(1, AT_ONCE * n // images.numel())
     found = flow(network)
     check_batch(network, found, images)
-    _refuse_doubt(found)
+    if spiking:
+        _refuse_doubt(found)
     totals = Operations(uncounted=[step.name for step in found.steps if _costs(step)])
     with evaluating(network):
         for part in images.split(at_once, axis):

@@ -7,11 +7,13 @@ stands in no table here is :attr:`Kind.UNKNOWN`, and they refuse it by name.
 import copy
 import inspect
 import operator
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -241,7 +243,7 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
                 if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
                     node.meta["constant"] = getattr(network, str(node.target))
         except Exception as error:  # whatever a forward raises on a proxy
-            raise ValueError(f"{type(network).__name__} can't be traced by torch.fx: {error}") from error
+            raise ValueError(f"{type(network).__name__} can't be traced by torch.fx: {_cause(error)}") from error
     return Flow(graph, tuple(_steps(network, graph, activation)))
 
 
@@ -260,6 +262,17 @@ def value_of(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
     """What a parameter, buffer or constant in the graph is."""
     owner, _, name = str(node.target).rpartition(".")
     return node.meta["constant"] if "constant" in node.meta else getattr(modules[owner], name)
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong in a trace, the line of a forward that did, and what to do."""
+    passed = (str(Path(torch.__file__).parent), __file__)  # the tracer's own
+    lines = [line for line in traceback.extract_tb(error.__traceback__) if not line.filename.startswith(passed)]
+    at = f" ({lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line})" if lines else ""
+    if not isinstance(error, fx.proxy.TraceError):
+        return f"{error}{at}"
+    why = str(error).partition(". ")[0]
+    return f"{why}{at}; what depends on the data may not decide what is computed: take the branch or the loop out of the forward"
 
 
 @torch.no_grad()

@@ -187,8 +187,12 @@ def foretell(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     if images.numel():
         check_batch(unwrap(network), found, images)
     logits = both(torch.cat([images, images], 1 if both.frames else 0))
+    n = images.shape[int(both.frames)]
     different = [d for module in both.modules() if isinstance(module, _Followed) for d in module.different]
-    return logits[len(logits) // 2 :], ~torch.stack(different).any(0)
+    of_sample = [
+        d.unflatten(0, (n, len(d) // max(n, 1))).any(1) for d in different
+    ]  # a view may make several rows of one
+    return logits[len(logits) // 2 :], ~torch.stack(of_sample).any(0)
 
 
 def _prepared(network: nn.Module, what: str, inexact: bool = False) -> tuple[MultiStep, Flow]:

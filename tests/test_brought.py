@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -389,6 +390,34 @@ def test_of_images_it_is_not(between: Callable[[Tensor], Tensor]) -> None:
     net(images)
     net, images = net.double().eval(), images.double()
     torch.testing.assert_close(to_lmht(net, 2, 2)(images), net(images), rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_one_sample_are_followed_together() -> None:
+    net = MultiStep(Three(neuron, lambda m, x: m.c(m.act2(m.act1(m.a(x)).reshape(-1, 3) * 0.5).reshape(-1, 6))), 2)
+    logits, same = foretell(net, IMAGES)
+    torch.testing.assert_close(logits, reparameterize(net)(IMAGES))
+    assert same.shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("forward", "line"),
+    [
+        (lambda m, x: m.c(x) if x.sum() > 0 else x, "m.c.x. if x.sum.. > 0 else x"),
+        (lambda m, x: m.c(torch.stack([row * row for row in m.act1(m.a(x))])), "for row in m.act1"),
+    ],
+)
+def test_the_line_that_can_not_be_traced_is_named(forward: Forward, line: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"can't be traced .*{Path(__file__).name}, line \d+: .*{line}.*may not decide"
+    ):
+        to_lmht(Three(qcfs, forward), 2, 2)
+
+
+def test_an_ann_sees_no_spikes_whatever_it_does() -> None:
+    ann = Three(nn.ReLU, lambda m, x: m.c(m.act2(m.b(m.act1(m.a(x)).clamp(max=1)))))
+    counted = count_operations(ann, IMAGES)
+    assert counted.macs == {"a": 36, "b": 36, "c": 18}
+    assert counted.uncounted == ["clamp"]
 
 
 def test_what_counts_rows_stands_beside_no_data() -> None:
