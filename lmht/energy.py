@@ -187,9 +187,9 @@ def count_operations(network: nn.Module, images: Tensor) -> Operations:
     n = images.shape[axis]
     at_once = max(1, AT_ONCE * n // images.numel())
     found = flow(network)
-    check_batch(network, found, images)
     if spiking:
         _refuse_doubt(found)
+    check_batch(network, found, images)
     totals = Operations(uncounted=[step.name for step in found.steps if _costs(step)])
     with evaluating(network):
         for part in images.split(at_once, axis):
