@@ -350,7 +350,10 @@ def test_an_axis_from_the_end_may_be_the_rows(between: Callable[[Tensor], Tensor
         return made
 
     for tool in (lambda: to_lmht(net(qcfs), 2, 2), lambda: reparameterize(MultiStep(net(neuron), 2))):
-        with pytest.raises(ValueError, match=rf"{named}\b.* is not known to be applied step by step"):
+        refused = (
+            rf"{named}\b.* is not known to be applied step by step|can't be traced by torch\.fx: {named}"  # before 2.9
+        )
+        with pytest.raises(ValueError, match=refused):
             tool()
 
 
@@ -358,8 +361,11 @@ def test_an_axis_from_the_end_may_be_the_rows(between: Callable[[Tensor], Tensor
     "between",
     [
         lambda x: F.pad(x, (1, 1, 1, -1)),
-        lambda x: F.avg_pool2d(x, x.size()[2:]) + F.interpolate(x[:, :, 1:], size=x.shape[-2:]),
-        lambda x: x * torch.ones(1, 3, 1, 1).double() - torch.ones(3, 1, 1).double(),
+        lambda x: F.interpolate(x[:, :, 1:], size=x.shape[-2:]),
+        lambda x: (
+            x + F.avg_pool2d(x, x.size()[2:] if torch.__version__ >= "2.9" else 6)
+        ),  # torch.fx itself can't before
+        lambda x: x * torch.ones(1, 3, 1, 1) - torch.ones(3, 1, 1),
         nn.ZeroPad2d(1),
         lambda x: x * (1 / x.shape[-2]),
         lambda x: x.transpose(-1, -2),
