@@ -12,7 +12,7 @@ _REDUCING = (torch.mean, torch.sum, "mean", "sum")
 _CHANGED_BY_MODULE = (nn.Flatten, nn.Unflatten, nn.Fold, nn.Unfold)
 _CHANGED_BY_CALL = (
     *(*_RESHAPING, *_REDUCING, torch.flatten, "flatten", torch.unflatten, "unflatten", F.fold, F.unfold, torch.stack),
-    *(torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", operator.getitem),
+    *(torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", operator.getitem, "expand", "repeat"),
 )
 
 
@@ -28,14 +28,16 @@ def shape_of(node: fx.Node) -> Any:
     return node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list | fx.Node) else node.args[1:]
 
 
-def least_axes(graph: fx.Graph, modules: dict[str, nn.Module]) -> dict[fx.Node, int]:
-    """Of each node; the images have rows and something in them. A convolution or BatchNorm2d says it of what
-    comes before it, too."""
-    least: dict[fx.Node, int] = {}
+def least_axes(graph: fx.Graph, modules: dict[str, nn.Module], own: dict[fx.Node, int]) -> dict[fx.Node, int]:
+    """Of each node; the images have rows and something in them, ``own`` are those of parameters and constants. A convolution or
+    BatchNorm2d says it of what comes before it, too."""
+    least = dict(own)
     for _ in range(2):
         for node in graph.nodes:
             module = modules[str(node.target)] if node.op == "call_module" else None
-            of_inputs = max([2 * (node.op == "placeholder"), *(least[n] for n in node.all_input_nodes)])
+            of_inputs = max(
+                [own.get(node, 0), 2 * (node.op == "placeholder"), *(least[n] for n in node.all_input_nodes)]
+            )
             known = 0 if is_number(node) else of_inputs
             if axes := _takes(module):
                 known, before = axes, node.all_input_nodes[0]
@@ -86,6 +88,9 @@ def _changed(node: fx.Node, module: nn.Module | None, least: dict[fx.Node, int])
             return before  # a part
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         return max(before - sum(isinstance(one, int | fx.Node) for one in index) + index.count(None), 0)
+    if node.target in ("expand", "repeat"):
+        shape = args[1:]
+        return max(before, len(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else len(shape))
     if node.target in _REDUCING and kwargs.get("keepdim", args[2] if len(args) > 2 else False):
         return before
     return max(before - (len(dim) if isinstance(dim, tuple | list) else before if dim is None else 1), 0)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lmht import functional
 from lmht.graph import Kind, Step, check_affine, check_same, check_unchanged, copied, flow, unwrap
@@ -62,6 +62,7 @@ def to_lmht(
         A :class:`~lmht.networks.Network` if it was one, else a :class:`~lmht.networks.MultiStep` around its copy.
 
     Raises:
+        TypeError: ``activation`` is no class of modules.
         ValueError: unknown ``start``, a network without such activations, a scale that is not positive, an operation that
             :mod:`lmht.graph` does not know or, unless ``inexact``, that is not affine, or what
             :func:`lmht.graph.check_unchanged` refuses.
@@ -142,6 +143,8 @@ def _convert(
     scale: str,
     inexact: bool,
 ) -> MultiStep:
+    if not (isinstance(activation, type) and issubclass(activation, nn.Module)):
+        raise TypeError(f"activation= takes a class of modules, QCFS or your own, got {activation!r}")
     network = unwrap(network)
     check_unchanged(network)
     if isinstance(network, MultiStep) and network.frames:
@@ -174,7 +177,8 @@ def _convert(
         check_neurons(converted, steps)
         result = converted
     else:
-        result = MultiStep(converted, steps).train(converted.training)
+        result = MultiStep(converted, steps)
+        result.training = converted.training  # train() would change the modes of modules inside
     check_same(found, converted, Neuron, "no conversion")
     return result
 
@@ -196,18 +200,27 @@ def _scale(activation: nn.Module, name: str) -> float:
 
 @torch.no_grad()
 def _check_qcfs(activation: nn.Module, scale: float) -> None:
-    """ValueError unless an activation is QCFS with this scale, by its values in and around [0, scale], ties left out."""
-    x = scale * torch.linspace(-2.5013, 3.4987, 12001, dtype=torch.float64)
+    """ValueError unless an activation is QCFS with this scale, by its values in, around and far from [0, scale], ties left out, and
+    on data of any number of axes."""
+    around, far = (
+        torch.linspace(-2.5013, 3.4987, 11996, dtype=torch.float64),
+        torch.tensor([-1e3, -30, 30, 1e3]).double(),
+    )
+    x = scale * torch.cat([around, far])
     like = next((tensor for tensor in (*activation.parameters(), *activation.buffers())), x)
+    own = copy.deepcopy(activation).double().eval()
+    for shape in ((12000,), (20, 600), (20, 10, 60), (20, 6, 10, 10)):
+        _check_values(type(activation).__name__, own, x.reshape(shape).to(like.device), scale)
+
+
+def _check_values(name: str, activation: nn.Module, x: Tensor, scale: float) -> None:
     try:
-        y = copy.deepcopy(activation).double().eval()(x.to(like.device))
+        y = activation(x)
     except RuntimeError as error:
-        raise ValueError(f"{type(activation).__name__} is not elementwise with one scale: {error}") from error
+        raise ValueError(f"{name} is not elementwise with one scale: {error}") from error
     if y.numel() != x.numel():
-        raise ValueError(
-            f"{type(activation).__name__} gives {y.numel()} values for {x.numel()}; it must be elementwise"
-        )
-    y = y.reshape(x.shape).to(x)
+        raise ValueError(f"{name} gives {y.numel()} values for {x.numel()}; it must be elementwise")
+    x, y = x.flatten(), y.flatten().to(x)
     levels = max(1, len((y / scale * 2**16).round().unique()) - 1)
     expected = functional.qcfs(x, levels=levels, scale=scale)
     clear = (x * levels / scale - 0.5).sub((x * levels / scale - 0.5).round()).abs() > 1e-4
@@ -215,6 +228,6 @@ def _check_qcfs(activation: nn.Module, scale: float) -> None:
     if bool(wrong.any()):
         at = int(wrong.nonzero()[0])
         raise ValueError(
-            f"{type(activation).__name__} is not QCFS (Eq. 4) with scale {scale:g} and {levels} levels: at {float(x[at]):g} it "
+            f"{name} is not QCFS (Eq. 4) with scale {scale:g} and {levels} levels: at {float(x[at]):g} it "
             f"gives {float(y[at]):g}, not {float(expected[at]):g}; is scale= the right attribute?"
         )

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from lmht import functional
 from lmht.graph import (
     ADDING,
     DIVIDING,
@@ -18,11 +17,13 @@ from lmht.graph import (
     Kind,
     Step,
     aliases,
+    check_batch,
     check_time,
     check_values,
     evaluating,
     flow,
     operands,
+    runnable,
     unwrap,
     works_in_place,
 )
@@ -107,7 +108,7 @@ class _Counter(fx.Interpreter):
     """Runs the network and carries, beside each value that is made of spikes, the spike counts that it stands for."""
 
     def __init__(self, network: nn.Module, found: Flow, into: Operations) -> None:
-        super().__init__(fx.GraphModule(network, found.graph))
+        super().__init__(runnable(network, found))
         self.steps, self.into = {step.node: step for step in found.steps}, into
         self.counts: dict[fx.Node, Tensor] = {}
 
@@ -170,24 +171,25 @@ def count_operations(network: nn.Module, images: Tensor) -> Operations:
         images: ``[N, ...]`` (or frames ``[T, N, ...]``), N >= 1.
 
     Raises:
-        ValueError: no images, images or weights without values, neurons in a module that does not say where time starts, a layer
-            behind an operation on spikes that is not known, a ReLU or max-pool on negated spikes, or a network that
-            :func:`lmht.graph.flow` refuses.
+        ValueError: no images, what :func:`lmht.graph.check_batch` refuses, weights without values, neurons in a module that does
+            not say where time starts, a layer behind an operation on spikes that is not known, a ReLU or max-pool on negated
+            spikes, or a network that :func:`lmht.graph.flow` refuses.
     """
     network = unwrap(network)
     check_values(network)
     if not isinstance(images, Tensor) or not images.numel():
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"count_operations takes a batch of at least one image, got {got}")
-    if any(isinstance(module, Neuron) for module in network.modules()):
+    spiking = any(isinstance(module, Neuron) for module in network.modules())
+    if spiking:
         check_time(network)
     axis = int(isinstance(network, MultiStep) and network.frames)
     n = images.shape[axis]
-    if functional.symbolic(images):
-        raise ValueError("count_operations counts spikes, and images on the meta device or fake ones give none")
     at_once = max(1, AT_ONCE * n // images.numel())
     found = flow(network)
-    _refuse_doubt(found)
+    if spiking:
+        _refuse_doubt(found)
+    check_batch(network, found, images)
     totals = Operations(uncounted=[step.name for step in found.steps if _costs(step)])
     with evaluating(network):
         for part in images.split(at_once, axis):

@@ -7,20 +7,23 @@ stands in no table here is :attr:`Kind.UNKNOWN`, and they refuse it by name.
 import copy
 import inspect
 import operator
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.prune import BasePruningMethod
 
 from lmht import functional
 from lmht.axes import is_number, least_axes, shape_of
+from lmht.kernels import use_backend
 from lmht.networks import base
 from lmht.networks.base import MultiStep
 from lmht.neurons import QCFS, Neuron
@@ -102,6 +105,12 @@ _LINEAR = (
     F.fold,
     F.unfold,
 )
+_MAY_COUNT = (
+    *_RESHAPING,
+    torch.cat,
+    torch.stack,
+    base.per_step,
+)  # they ask themselves what depends on the number of rows
 _POOLING = (F.relu, torch.relu, "relu", F.max_pool1d, F.max_pool2d, F.max_pool3d)
 _NOT_AFFINE = (torch.sigmoid, torch.tanh, F.gelu, F.silu, F.elu, F.leaky_relu, F.relu6, F.hardtanh, "sigmoid", "tanh")
 _DROPOUT = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
@@ -205,18 +214,20 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
 
     Args:
         network: any module that torch.fx can trace, of one tensor, from one tensor. While it is traced data are no
-            ``torch.Tensor``: a forward that branches on ``isinstance(x, Tensor)`` is traced along the other branch.
+            ``torch.Tensor``: a forward that branches on ``isinstance(x, Tensor)`` is traced along the other branch, which
+            :func:`check_batch` finds.
         activation: a class that counts as an activation, besides ours.
 
     Raises:
-        ValueError: torch.fx can't trace it (its forward branches on values, say), it takes or returns something else, or it has
-            hooks itself, which a trace leaves out.
+        ValueError: torch.fx can't trace it (its forward branches on values, say), it takes or returns something else, has hooks
+            itself, which a trace leaves out, or a module in it stays in train mode.
     """
     if network._forward_pre_hooks or network._forward_hooks:
         raise ValueError(
             f"{type(network).__name__} has hooks that may change what it computes; remove them (handle.remove()) first"
         )
     _check_forward(network, type(network).__name__)
+    _check_unwrapped(network)
     tracer = _Tracer(activation)
     asked = [
         name
@@ -230,19 +241,81 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
             graph = tracer.trace(network)
             for node in graph.nodes:  # each trace names them anew
                 if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
-                    node.meta["constant"] = getattr(network, str(node.target)).tolist()
+                    node.meta["constant"] = getattr(network, str(node.target))
         except Exception as error:  # whatever a forward raises on a proxy
-            raise ValueError(f"{type(network).__name__} can't be traced by torch.fx: {error}") from error
+            raise ValueError(f"{type(network).__name__} can't be traced by torch.fx: {_cause(error)}") from error
     return Flow(graph, tuple(_steps(network, graph, activation)))
+
+
+def runnable(network: nn.Module, found: Flow) -> fx.GraphModule:
+    """What :func:`flow` found, to be run; the constants that a forward makes are in the graph alone."""
+    made = {str(node.target): node.meta["constant"] for node in found.graph.nodes if "constant" in node.meta}
+    vars(network).update(made)
+    try:
+        return fx.GraphModule(network, found.graph)
+    finally:
+        for name in made:
+            del vars(network)[name]
+
+
+def value_of(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
+    """What a parameter, buffer or constant in the graph is."""
+    owner, _, name = str(node.target).rpartition(".")
+    return node.meta["constant"] if "constant" in node.meta else getattr(modules[owner], name)
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong in a trace, the line of a forward that did, and what to do."""
+    passed = (str(Path(torch.__file__).parent), __file__)  # the tracer's own
+    lines = [line for line in traceback.extract_tb(error.__traceback__) if not line.filename.startswith(passed)]
+    at = f" ({lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line})" if lines else ""
+    if not isinstance(error, fx.proxy.TraceError):
+        return f"{error}{at}"
+    why = str(error).partition(". ")[0]
+    return f"{why}{at}; what depends on the data may not decide what is computed: take the branch or the loop out of the forward"
+
+
+@torch.no_grad()
+def check_batch(network: nn.Module, found: Flow, images: Tensor) -> None:
+    """Run the network and what :func:`flow` found on a batch's first image.
+
+    Raises:
+        ValueError: images without values, that the network can't take, or on which its forward does something else than when it is
+            traced.
+    """
+    if functional.symbolic(images):
+        raise ValueError("images on the meta device or fake ones give no spikes")
+    try:
+        first = images[:, :1] if isinstance(network, MultiStep) and network.frames else images[:1]
+        if not bool(first.isfinite().all()):
+            return  # what is said of it depends on the backend
+        with evaluating(network), _attributes_kept(network), use_backend("eager"):  # which fuses nothing, as a trace
+            own, traced = network(first), runnable(network, found)(first)
+    except (RuntimeError, IndexError) as error:
+        why = str(error).split("\n")[0]
+        raise ValueError(
+            f"{type(network).__name__} takes no images of shape {list(images.shape)}, {images.dtype}: {why}"
+        ) from error
+    close = 1e-3 * float(own.nan_to_num(0, 0, 0).abs().max())
+    if own.shape != traced.shape or not torch.allclose(own, traced, rtol=0, atol=close, equal_nan=True):
+        raise ValueError(
+            f"{type(network).__name__} computes something else than its trace by torch.fx: its forward asks for the type of its "
+            "data (isinstance, torch.is_tensor), catches errors or draws at random; it must take one way whatever it is given"
+        )
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Eval mode and nothing compiled (``network.compile()``) inside, every module as it was afterwards."""
     before = {module: (module.training, module._compiled_call_impl) for module in network.modules()}
-    network.eval()
     try:
-        for module in before:
+        network.eval()
+        for name, module in network.named_modules():
+            if module.training:
+                raise ValueError(
+                    f"{name or 'the network'} ({type(module).__name__}) stays in train mode after eval(): its train() is not "
+                    "torch's; remove it, or put torch's class in its place"
+                )
             module._compiled_call_impl = None
         yield
     finally:
@@ -339,7 +412,8 @@ def check_affine(found: Flow, what: str, inexact: bool) -> None:
     if unknown := [step.name for step in found.of(Kind.UNKNOWN)]:
         raise ValueError(
             f"{what}: {', '.join(unknown)} is not known to be applied step by step; replace it "
-            "(axes counted from the end may be the rows: count them from the front)"
+            "(axes counted from the end may be the rows: count them from the front; a factor or an offset may have no more axes "
+            "than the data are known to have)"
         )
     if not inexact and (names := [step.name for step in found.not_affine]):
         raise ValueError(
@@ -365,6 +439,7 @@ def check_unchanged(network: nn.Module) -> None:
         ValueError: weights without values (:func:`check_values`), parametrised or pruned, hooks, a replaced forward.
     """
     check_values(network)
+    _check_unwrapped(network)
     for name, module in network.named_modules():
         what = f"{name or 'the network'} ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
@@ -377,11 +452,18 @@ def check_unchanged(network: nn.Module) -> None:
             remedy = "prune.remove" if pruning else remove.get(type(hook).__name__, "")
             remedy = f"call torch.nn.utils.{remedy}" if remedy else "remove them (handle.remove())"
             raise ValueError(f"{what} has hooks that may change what it computes ({_name(hook)}); {remedy} first")
-        if "_orig_mod" in module._modules:
-            raise ValueError(
-                f"{what} is compiled; give the tools what was compiled (._orig_mod), and compile the result"
-            )
         _check_forward(module, what)
+
+
+def _check_unwrapped(network: nn.Module) -> None:
+    """ValueError if a part of the network is wrapped in what a trace can't enter."""
+    for name, module in network.named_modules():
+        compiled = "_orig_mod" in module._modules
+        if compiled or isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                f"{name} ({type(module).__name__}) {'is compiled' if compiled else 'wraps a part of the network'}; give the tools "
+                f"what is in it (.{'_orig_mod' if compiled else 'module'}) in its place, and wrap the result"
+            )
 
 
 def _replaced(module: nn.Module) -> bool:
@@ -417,8 +499,8 @@ def check_same(before: Flow, network: nn.Module, kind: type[nn.Module], what: st
     said = [_said(found) for found in (before, after)]
     if changed := [name for (name, *old), (_, *new) in zip(*said, strict=False) if old != new]:
         raise ValueError(
-            f"{what}: {changed[0]} changes with the activation, whose levels, steps or class the forward reads; keep a number of "
-            "your own"
+            f"{what}: {changed[0]} changes with the activation, whose levels, steps or class the forward reads, or is drawn at "
+            "random; keep a number of your own"
         )
     replaced = sum(isinstance(step.module, kind) for step in after.steps)
     if len(said[0]) != len(said[1]) or replaced != len(before.of(Kind.ACTIVATION)):
@@ -432,7 +514,7 @@ def _said(found: Flow) -> list[tuple[Any, ...]]:
     for node in found.graph.nodes:
         in_time = getattr(node.target, "__module__", "") == base.__name__
         arguments: Any = node.all_input_nodes if in_time else (node.args, node.kwargs)
-        target = node.meta.get("constant", node.target)
+        target = node.meta["constant"].tolist() if "constant" in node.meta else node.target
         said.append((_place(node, node.name), node.op, target, repr(fx.map_arg(arguments, lambda n: f"%{places[n]}"))))
     return said
 
@@ -486,6 +568,8 @@ def _of_module(module: nn.Module, least: int) -> Kind:
 
 def _keeps_time(axes: Any, least: int) -> bool:
     """Whether axes leave the first one alone, of data that have at least so many."""
+    if isinstance(axes, slice):  # of a shape
+        axes = axes.start if axes.step in (None, 1) else None
     axes = axes if isinstance(axes, tuple | list) else (axes,)
     return bool(axes) and all(isinstance(axis, int) and (axis > 0 or -least < axis < 0) for axis in axes)
 
@@ -544,6 +628,8 @@ def _of_call(
         shape = shape_of(node)
         first = shape[0] if isinstance(shape, tuple | list) and shape else shape
         row_by_row = _is_rows(first) if isinstance(first, fx.Node) else type(first) is int and first < 0
+        if isinstance(shape, tuple | list) and not counted.isdisjoint(shape[1:]):
+            return Kind.UNKNOWN
         return Kind.LINEAR if row_by_row else Kind.UNKNOWN
     if target in _LINEAR:
         return Kind.LINEAR
@@ -586,7 +672,8 @@ def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> 
         ends = nn.ReLU  # an ANN's layers end there
     sources: dict[fx.Node, frozenset[str]] = {}
     counted: set[fx.Node] = set()  # what depends on how many rows there are
-    least = least_axes(graph, modules)
+    own = {node: value_of(node, modules) for node in graph.nodes if node.op == "get_attr"}
+    least = least_axes(graph, modules, {node: one.dim() for node, one in own.items() if isinstance(one, Tensor)})
     for node in graph.nodes:
         if node.op == "placeholder":
             sources[node] = frozenset()
@@ -611,8 +698,11 @@ def _steps(network: nn.Module, graph: fx.Graph, activation: type[nn.Module]) -> 
         sources[node] = before
         if module is None:
             kind = _of_call(node, inputs, counted, modules, least)
-            if node.target in ADDING + SCALING and not counted.isdisjoint(node.all_input_nodes):
+            if node.target not in _MAY_COUNT and not counted.isdisjoint(node.all_input_nodes):
                 kind = Kind.UNKNOWN
+            others = [least[n] for n in node.all_input_nodes if n not in inputs]
+            if node.target in ADDING + SCALING and max(others, default=0) > least[inputs[0]]:
+                kind = Kind.UNKNOWN  # an axis may come before the rows
             yield Step(node, _place(node, _name(node.target)), kind, None, tuple(inputs), before)
             continue
         name = f"{node.target} ({type(module).__name__})"
@@ -662,8 +752,7 @@ def _same_in_rows(other: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return True
     of, *rest = other.all_input_nodes
     if called(other) == "repeat":
-        owner, _, name = str(of.target).rpartition(".")
-        return of.op == "get_attr" and len(getattr(modules[owner], name)) == 1
+        return of.op == "get_attr" and len(value_of(of, modules)) == 1
     return (called(other) == "expand" or (called(other) is operator.getitem and not rest)) and _same_in_rows(
         of, modules
     )

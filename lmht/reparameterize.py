@@ -14,12 +14,14 @@ from lmht.graph import (
     Norm,
     Step,
     check_affine,
+    check_batch,
     check_same,
     check_time,
     check_unchanged,
     copied,
     flow,
     unwrap,
+    value_of,
 )
 from lmht.networks.base import MultiStep
 from lmht.neurons import LMHT, MHT, Neuron
@@ -143,12 +145,14 @@ def certify(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, LayerCer
         By the name of each neuron layer, in order of definition.
 
     Raises:
-        ValueError: what :func:`reparameterize` refuses, or no data.
+        ValueError: what :func:`reparameterize` and :func:`lmht.graph.check_batch` refuse, or no data.
     """
-    both = _with_twin(network, "no certificate", _WithTwin)
+    both, found = _with_twin(network, "no certificate", _WithTwin)
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         raise ValueError(f"certify takes several batches, a list say ([images] for one), got {type(batches).__name__}")
     for batch in batches:
+        if isinstance(batch, Tensor) and batch.numel():
+            check_batch(unwrap(network), found, batch)
         if not isinstance(batch, Tensor) or not bool(batch.isfinite().all()):
             what = "one with NaN or infinite values" if isinstance(batch, Tensor) else f"a {type(batch).__name__}"
             raise ValueError(
@@ -177,12 +181,18 @@ def foretell(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: as :func:`certify`.
     """
-    both = _with_twin(network, "can't follow the twin", _Followed)
+    both, found = _with_twin(network, "can't follow the twin", _Followed)
     if not isinstance(images, Tensor):
         raise ValueError(f"foretell takes a batch of images, got {type(images).__name__}")
+    if images.numel():
+        check_batch(unwrap(network), found, images)
     logits = both(torch.cat([images, images], 1 if both.frames else 0))
+    n = images.shape[int(both.frames)]
     different = [d for module in both.modules() if isinstance(module, _Followed) for d in module.different]
-    return logits[len(logits) // 2 :], ~torch.stack(different).any(0)
+    of_sample = [
+        d.unflatten(0, (n, len(d) // max(n, 1))).any(1) for d in different
+    ]  # a view may make several rows of one
+    return logits[len(logits) // 2 :], ~torch.stack(of_sample).any(0)
 
 
 def _prepared(network: nn.Module, what: str, inexact: bool = False) -> tuple[MultiStep, Flow]:
@@ -198,12 +208,14 @@ def _prepared(network: nn.Module, what: str, inexact: bool = False) -> tuple[Mul
     return own, found
 
 
-def _with_twin(network: nn.Module, what: str, both_neurons: type["_WithTwin"] | type["_Followed"]) -> MultiStep:
+def _with_twin(
+    network: nn.Module, what: str, both_neurons: type["_WithTwin"] | type["_Followed"]
+) -> tuple[MultiStep, Flow]:
     both, found = _prepared(network, what)
     _cut(found, both)  # what has no twin can't be followed
     replace_modules(both, Neuron, both_neurons)
     check_same(found, both, both_neurons, what)
-    return both
+    return both, found
 
 
 class _Followed(nn.Module):
@@ -326,8 +338,7 @@ def _cut(found: Flow, network: nn.Module) -> list[tuple[Tensor, int]]:
     modules = dict(network.named_modules(remove_duplicate=False))
     for node in found.graph.nodes:  # parameters that are used as they are, too
         if node.op == "get_attr" and not all(user.target is getattr for user in node.users):  # its dtype, say
-            owner, _, name = str(node.target).rpartition(".")
-            used = [getattr(modules[owner], name)]
+            used = [value_of(node, modules)]
         else:
             used = [*modules[str(node.target)].parameters()] if node.op == "call_module" and node not in seen else []
         if any(powers.get(id(tensor), (tensor, 0))[1] for tensor in used):

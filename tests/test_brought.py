@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -330,6 +331,14 @@ def row_number(m: Three, x: Tensor) -> Tensor:
         (lambda x: x.chunk(2, -2)[0], "chunk"),
         (lambda x: x.reshape(x.shape[0] // 2, -1).reshape(-1, 6), "reshape"),
         (lambda x: x.reshape(x.shape[::-1]).reshape(-1, 6), "reshape"),
+        (lambda x: F.pad(x, (x.shape[0], 0))[:, :6], "pad"),
+        (lambda x: F.avg_pool1d(x, 2 * x.shape[0] - 1, 1, x.shape[0] - 1), "avg_pool1d"),
+        (lambda x: F.adaptive_avg_pool1d(x, x.shape[0]), "adaptive_avg_pool1d"),
+        (lambda x: F.interpolate(x[:, None], size=x.shape[:1])[:, 0], "interpolate"),
+        (lambda x: x.view(-1, x.shape[0]).view(x.shape[0], 6), "view"),
+        (lambda x: (x * torch.ones(2, 1, 6).double()).reshape(x.shape[0], 12)[:, :6], "mul"),
+        (lambda x: (x + torch.ones(6).double().expand(2, 1, 6)).reshape(x.shape[0], 12)[:, :6], "add"),
+        (lambda x: (torch.ones(2, 6).double()[:, None] - x).reshape(x.shape[0], 12)[:, :6], "sub"),
     ],
 )
 def test_an_axis_from_the_end_may_be_the_rows(between: Callable[[Tensor], Tensor], named: str) -> None:
@@ -341,7 +350,10 @@ def test_an_axis_from_the_end_may_be_the_rows(between: Callable[[Tensor], Tensor
         return made
 
     for tool in (lambda: to_lmht(net(qcfs), 2, 2), lambda: reparameterize(MultiStep(net(neuron), 2))):
-        with pytest.raises(ValueError, match=rf"{named}\b.* is not known to be applied step by step"):
+        refused = (
+            rf"{named}\b.* is not known to be applied step by step|can't be traced by torch\.fx: {named}"  # before 2.9
+        )
+        with pytest.raises(ValueError, match=refused):
             tool()
 
 
@@ -349,6 +361,11 @@ def test_an_axis_from_the_end_may_be_the_rows(between: Callable[[Tensor], Tensor
     "between",
     [
         lambda x: F.pad(x, (1, 1, 1, -1)),
+        lambda x: F.interpolate(x[:, :, 1:], size=x.shape[-2:]),
+        lambda x: (
+            x + F.avg_pool2d(x, x.size()[2:] if torch.__version__ >= "2.9" else 6)
+        ),  # torch.fx itself can't before
+        lambda x: x * torch.ones(1, 3, 1, 1) - torch.ones(3, 1, 1),
         nn.ZeroPad2d(1),
         lambda x: x * (1 / x.shape[-2]),
         lambda x: x.transpose(-1, -2),
@@ -379,6 +396,34 @@ def test_of_images_it_is_not(between: Callable[[Tensor], Tensor]) -> None:
     net(images)
     net, images = net.double().eval(), images.double()
     torch.testing.assert_close(to_lmht(net, 2, 2)(images), net(images), rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_one_sample_are_followed_together() -> None:
+    net = MultiStep(Three(neuron, lambda m, x: m.c(m.act2(m.act1(m.a(x)).reshape(-1, 3) * 0.5).reshape(-1, 6))), 2)
+    logits, same = foretell(net, IMAGES)
+    torch.testing.assert_close(logits, reparameterize(net)(IMAGES))
+    assert same.shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("forward", "line"),
+    [
+        (lambda m, x: m.c(x) if x.sum() > 0 else x, "m.c.x. if x.sum.. > 0 else x"),
+        (lambda m, x: m.c(torch.stack([row * row for row in m.act1(m.a(x))])), "for row in m.act1"),
+    ],
+)
+def test_the_line_that_can_not_be_traced_is_named(forward: Forward, line: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"can't be traced .*{Path(__file__).name}, line \d+: .*{line}.*may not decide"
+    ):
+        to_lmht(Three(qcfs, forward), 2, 2)
+
+
+def test_an_ann_sees_no_spikes_whatever_it_does() -> None:
+    ann = Three(nn.ReLU, lambda m, x: m.c(m.act2(m.b(m.act1(m.a(x)).clamp(max=1)))))
+    counted = count_operations(ann, IMAGES)
+    assert counted.macs == {"a": 36, "b": 36, "c": 18}
+    assert counted.uncounted == ["clamp"]
 
 
 def test_what_counts_rows_stands_beside_no_data() -> None:

@@ -510,6 +510,31 @@ def test_tiny_imagenet_as_people_have_it(tiny_imagenet: Path) -> None:
     assert labels_of(by_class.test) == labels_of(published.test)
 
 
+def test_a_picture_of_absurd_size_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.JPEG"
+    write_jpeg(path, (16, 16), 1)
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"\xff\xc0")
+    raw[at + 5 : at + 9] = b"\xff\x00\xff\x00"
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=rf"damaged: {path}: .*pixels.*; delete it"):
+        images.Pictures("imagenet200")(str(path))
+
+
+def test_texts_in_another_encoding_are_named_and_links_followed(tiny_imagenet: Path) -> None:
+    folder = tiny_imagenet / "tiny-imagenet-200"
+    published = load("imagenet200", root=tiny_imagenet).digest
+    (folder / "train/n01/images").rename(tiny_imagenet / "elsewhere")
+    (folder / "train/n01/images").symlink_to(tiny_imagenet / "elsewhere")
+    assert load("imagenet200", root=tiny_imagenet).digest == published
+    for file in (folder / "val/val_annotations.txt", folder / "wnids.txt"):
+        text = file.read_text()
+        file.write_text(text, encoding="utf-16")
+        with pytest.raises(DataError, match=rf"damaged: {file}: .*decode.*; save it as UTF-8, or get it again"):
+            load("imagenet200", root=tiny_imagenet)
+        file.write_text(text)
+
+
 def test_damaged_tiny_imagenet(tiny_imagenet: Path) -> None:
     folder = tiny_imagenet / "tiny-imagenet-200"
     annotations = folder / "val/val_annotations.txt"
@@ -641,6 +666,11 @@ def test_aedat4_gives_the_frames_of_the_events_it_holds(tmp_path: Path) -> None:
 def test_damaged_dvs(dvs: Path) -> None:
     path = dvs / "CIFAR10DVS" / "dog" / "cifar10_dog_7.aedat"
     whole = path.read_bytes()
+    path.write_bytes(whole[:-16] + b"\x00\x01" + whole[-14:])
+    with pytest.raises(
+        DataError, match=r"cifar10_dog_7\.aedat: address 0x1\w+ has bits that no event of a 128x128 camera has"
+    ):
+        load("cifar10-dvs", root=dvs, steps=4)
     path.write_bytes(whole[:-3])
     with pytest.raises(DataError, match=r"cifar10_dog_7\.aedat: it ends inside an event; delete it and get it again"):
         load("cifar10-dvs", root=dvs, steps=4)
@@ -886,6 +916,54 @@ def test_cifar_as_image_folders_is_the_same_data_set(folders: tuple[str, Path, P
             assert y == y2
 
 
+@pytest.mark.parametrize(
+    ("folders", "spelled"),
+    [
+        (("cifar10", False), lambda i, one: one),
+        (("cifar10", False), lambda i, one: str(i)),
+        (("cifar10", True), lambda i, one: str(i + 1)),
+        (("cifar100", True), lambda i, one: one.title()),
+        (("cifar100", False), lambda i, one: f"class_{i}"),
+        (("cifar10", True), lambda i, one: f"cifar10-{i + 1:02}"),
+    ],
+    indirect=["folders"],
+)
+def test_class_folders_have_their_official_labels_however_they_are_spelled(
+    folders: tuple[str, Path, Path], spelled: Callable[[int, str], str]
+) -> None:
+    name, root, other = folders
+    official = images.CLASSES[name]
+    assert official == sorted(official)
+    for part in "train", "test":
+        old = sorted(
+            (p for p in (other / name / part).iterdir() if p.name[-1].isdigit()), key=lambda p: p.name.zfill(9)
+        )
+        for i, path in enumerate(old):
+            path.rename(path.with_name(f"new {spelled(i, official[i])}"))
+        for path in (other / name / part).glob("new *"):
+            path.rename(path.with_name(path.name[4:]))
+    assert load(name, root=other).digest == load(name, root=root).digest
+    first, second = ((other / name / "train" / spelled(i, official[i])) for i in (0, 1))
+    first.rename(first.with_name("plane"))
+    with pytest.raises(
+        DataError, match=f"(?i)train: expected 10+ class folders, .*missing: {first.name}; not of them: plane"
+    ):
+        load(name, root=other)
+    first.with_name("plane").rename(first)
+    second.rename(second.with_name("SECOND"))
+    with pytest.raises(DataError, match=f"(?i)missing: {second.name}; not of them: SECOND"):
+        load(name, root=other)
+
+
+@CIFARS
+def test_parts_of_different_classes_are_refused(folders: tuple[str, Path, Path]) -> None:
+    name, _, root = folders
+    for path in list((root / name / "test").glob("*[0-9]")):
+        path.rename(path.with_name(f"c{path.name}"))
+    with pytest.raises(DataError, match=r"its parts have different classes: .*; rename them"):
+        load(name, root=root)
+
+
 @CIFARS
 def test_image_folders_that_are_not_whole_name_what_is_wrong(folders: tuple[str, Path, Path]) -> None:
     name, _, root = folders
@@ -909,10 +987,10 @@ def test_image_folders_that_are_not_whole_name_what_is_wrong(folders: tuple[str,
     file.write_bytes(whole)
     tested = sorted(path for path in (root / name / "test").iterdir() if path.name[-1].isdigit())[3]
     tested.rename(renamed := tested.with_name("77777"))
-    with pytest.raises(DataError, match=f"its parts have different classes: .*{tested.name}.*; rename them"):
+    with pytest.raises(DataError, match=f"class folders, found 10+; missing: {tested.name}; not of them: 77777"):
         load(name, root=root)
     renamed.rename(tested)
     (root / name / "test" / "surplus").mkdir()
-    with pytest.raises(DataError, match="class folders"):
+    with pytest.raises(DataError, match=r"class folders, found 10*1; not of them: surplus"):
         load(name, root=root)
     assert load(name, root=root.parent).name == name

@@ -14,7 +14,7 @@ from lmht.energy import count_operations
 from lmht.fusion import chain
 from lmht.kernels import use_backend
 from lmht.networks import MultiStep, Network, build
-from lmht.reparameterize import certify, reparameterize
+from lmht.reparameterize import certify, foretell, reparameterize
 from tests.test_modules import filled
 
 Forward = Callable[[Any, Tensor], Tensor]
@@ -94,6 +94,7 @@ RIGHT: dict[str, Forward] = {
     "alpha": lambda m, x: torch.add(x, m.second(x), alpha=2),
     "in_place": in_place,
     "remembered": remembered,
+    "constant": lambda m, x: x * torch.tensor([1.0, -2, 0, 4, 5, 6]).double(),
     "rows_in_a_shape": lambda m, x: x.view(x.shape[0], 2, 3).flatten(1).reshape(x.size(0), 6),
 }
 
@@ -109,6 +110,39 @@ def test_what_does_not_is_exact(name: str) -> None:
     spiking = snn(RIGHT[name])
     assert max(layer.difference for layer in certify(spiking, [x]).values()) == 0
     torch.testing.assert_close(reparameterize(spiking)(x), spiking(x), rtol=0, atol=1e-12)
+    assert set(count_operations(spiking, x).sops) >= {"module.third"}
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: x * m.p if isinstance(x, torch.Tensor) else x,
+        lambda m, x: x * m.p if torch.is_tensor(x) else x,
+        lambda m, x: x * m.p if type(x) is torch.Tensor else x,
+        lambda m, x: x * torch.rand(6).double(),
+    ],
+    ids=["isinstance", "is_tensor", "type", "rand"],
+)
+def test_another_way_when_traced_is_found_on_data(forward: Forward) -> None:
+    net, x = snn(forward), images()
+    for tool in (lambda: certify(net, [x]), lambda: foretell(net, x), lambda: count_operations(net, x)):
+        with pytest.raises(ValueError, match=r"MultiStep computes something else than its trace|or is drawn at random"):
+            tool()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.to("meta"), "images on the meta device or fake ones give no spikes"),
+        (lambda x: x.float(), r"MultiStep takes no images of shape \[8, 6\], torch.float32: .*dtype"),
+        (lambda x: x[:, :5], r"MultiStep takes no images of shape \[8, 5\], torch.float64: .*shape"),
+    ],
+)
+def test_batches_that_do_not_fit_are_named(change: Callable[[Tensor], Tensor], message: str) -> None:
+    net, x = snn(lambda m, x: x), change(images())
+    for tool in (lambda: certify(net, [x]), lambda: foretell(net, x), lambda: count_operations(net, x)):
+        with pytest.raises(ValueError, match=message):
+            tool()
 
 
 def test_a_feature_kept_by_a_forward_is_as_it_was() -> None:

@@ -294,6 +294,51 @@ def random_tgims(network: MultiStep) -> MultiStep:
     return network
 
 
+def test_every_module_keeps_its_own_mode() -> None:
+    ann = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), QCFS(4, 1.0), nn.Dropout(), nn.Linear(6, 3))
+    for mode in (True, False):
+        ann.train(mode)
+        ann[1].train(not mode)
+        ann[3].train(not mode)
+        converted = to_lmht(ann, 2, 2)
+        assert [module.training for module in converted.module] == [mode, not mode, mode, not mode, mode]
+        assert converted.training == mode
+
+
+class FrozenTheWrongWay(nn.BatchNorm1d):
+    def train(self, mode: bool = True) -> "FrozenTheWrongWay":
+        return super().train(True)
+
+
+class MonteCarlo(nn.Dropout):
+    def eval(self) -> "MonteCarlo":
+        return self
+
+    def train(self, mode: bool = True) -> "MonteCarlo":
+        return self
+
+
+@pytest.mark.parametrize("make", [lambda: FrozenTheWrongWay(6), MonteCarlo])
+def test_what_stays_in_train_mode_is_named(make: Make) -> None:
+    data = images((6,))
+    ann, snn = (
+        nn.Sequential(nn.Linear(6, 6), activation(), make(), nn.Linear(6, 3)).double()
+        for activation in (lambda: QCFS(4, 1.0), mixing)
+    )
+    net = MultiStep(snn, 2)
+    tools: list[Callable[[], object]] = [lambda: to_lmht(ann, 2, 2), lambda: count_operations(ann, data)]
+    for tool in (
+        *tools,
+        lambda: reparameterize(net),
+        lambda: certify(net, [data]),
+        lambda: count_operations(net, data),
+    ):
+        with pytest.raises(ValueError, match=r"2 \((FrozenTheWrongWay|MonteCarlo)\) stays in train mode after eval"):
+            tool()
+    assert ann.training
+    assert ann[0].training
+
+
 class Separable(nn.Module):
     """Depthwise-separable, in a class of one's own: functional calls, a default argument, one activation in three places."""
 
@@ -364,6 +409,27 @@ def test_wrappers_are_looked_through(wrap: Callable[[nn.Module], nn.Module], one
     assert non_affine(wrap(snn)) == []
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, nn.parallel.DistributedDataParallel, torch.compile])
+def test_wrappers_inside_are_named(wrap: Callable[[nn.Module], nn.Module], one_process: None) -> None:
+    data = images(LINE)
+    ann = nn.Sequential(wrap(around(nn.Linear(6, 5), LINE, lambda: QCFS(4, 1.0))), nn.Identity()).eval()
+    snn = MultiStep(wrap(around(nn.Linear(6, 5), LINE, mixing)), 2).eval()
+    tools: list[Callable[[], object]] = [lambda: to_lmht(ann, 2, 2), lambda: count_operations(ann, data)]
+    for tool in (
+        *tools,
+        lambda: reparameterize(snn),
+        lambda: certify(snn, [data]),
+        lambda: count_operations(snn, data),
+    ):
+        with pytest.raises(ValueError, match=r"(0|module) \(\w+\) (is compiled|wraps a part of the network)"):
+            tool()
+
+
+def test_an_averaged_model_inside_is_looked_through() -> None:
+    data, ann = images(LINE), around(nn.Linear(6, 5), LINE, lambda: QCFS(4, 1.0))
+    close(to_lmht(nn.Sequential(torch.optim.swa_utils.AveragedModel(ann)).eval(), 2, 2)(data), ann(data))
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_parts_that_are_compiled() -> None:
     data, ann = images(LINE), around(nn.Sequential(nn.Linear(6, 5)), LINE, lambda: QCFS(4, 1.0))
@@ -372,8 +438,6 @@ def test_parts_that_are_compiled() -> None:
     close(to_lmht(ann, 2, 2)(data), expected)
     count_operations(ann, data)
     assert ann[2]._compiled_call_impl is not None
-    with pytest.raises(ValueError, match=r"0 .* is compiled"):
-        to_lmht(nn.Sequential(torch.compile(ann)), 2, 2)
     with pytest.raises(ValueError, match="Linear is TorchScript"):
         to_lmht(torch.jit.trace(nn.Linear(6, 5), torch.ones(1, 6)), 2, 2)
 

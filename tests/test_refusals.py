@@ -248,6 +248,29 @@ class Theirs(nn.Module):
         return torch.floor(x * self.t + self.shift) / self.t * self.up
 
 
+class Leaking(Theirs):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.relu(x - 20 * self.up)
+
+
+class Centred(Theirs):
+    """Elementwise on data of fewer axes."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__(4)
+        self.axes = axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if x.dim() != self.axes else y - y.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("activation", [Leaking(4), Centred(2), Centred(3), Centred(4)])
+def test_what_is_qcfs_near_its_scale_or_on_a_line_only_is_refused(activation: Theirs) -> None:
+    with pytest.raises(ValueError, match=r"(Leaking|Centred) is not QCFS"):
+        to_lmht(small(nn.BatchNorm2d(4), activation, Theirs(4), 1), 2, 2, activation=Theirs, scale="up")
+
+
 def test_somebody_elses_qcfs_is_converted_if_it_is_one() -> None:
     ann = small(nn.BatchNorm2d(4), Theirs(4), Theirs(4), 1)
     converted = to_lmht(ann, 2, 2, activation=Theirs, scale="up")
@@ -260,6 +283,9 @@ def test_somebody_elses_qcfs_is_converted_if_it_is_one() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             to_lmht(ann, 2, 2, activation=activation, scale=scale)
+    for none in (None, "QCFS", nn.functional.relu, QCFS(4)):
+        with pytest.raises(TypeError, match="activation= takes a class of modules, QCFS or your own, got"):
+            to_lmht(ann, 2, 2, activation=none)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Theirs is not QCFS .* 4 levels"):
         to_lmht(small(nn.BatchNorm2d(4), Theirs(4, 0.0), Theirs(4), 1), 2, 2, activation=Theirs, scale="up")
     with pytest.raises(ValueError, match=r"body\.0 \(QCFS\) is another activation than Theirs"):

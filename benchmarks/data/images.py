@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha1
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
@@ -38,6 +40,19 @@ class Items(Part):
 
 TOGETHER = 2048  # CIFAR images that are augmented at once: enough that each operation of a policy gets a hundred
 PER_CLASS = {"cifar10": {"train": 5000, "test": 1000}, "cifar100": {"train": 500, "test": 100}}  # images of a class
+_NAMES = {
+    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck",
+    "cifar100": (
+        "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle "
+        "caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish "
+        "forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle "
+        "mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine "
+        "possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar "
+        "sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree "
+        "wolf woman worm"
+    ),
+}
+CLASSES = {name: names.split() for name, names in _NAMES.items()}  # the published ones, in order of their labels
 JUNK = (
     "@eaDir",
     "__MACOSX",
@@ -47,8 +62,9 @@ JUNK = (
 def cifar(name: str, root: Path, augment: bool, validation: float, seed: int, download: bool) -> Data:
     """CIFAR-10 or CIFAR-100; 32x32 colour, 50 000 to train, 10 000 to test.
 
-    From torchvision's files (checked by their MD5), or from image folders, ``<name>/train|test/CLASS/*.png`` with CLASS a name or
-    a number (checked by their counts). Sorted by label and pixels, so that both give the same digest, split and trained numbers.
+    From torchvision's files (checked by their MD5), or from image folders, ``<name>/train|test/CLASS/*.png`` (checked by their
+    counts) with CLASS the published name in any case, or a number from 0 or 1 behind one prefix or none. Sorted by label and
+    pixels, so that both give the same digest, split and trained numbers.
     """
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     folder, images = root / kind.base_folder, root / name
@@ -74,7 +90,7 @@ def cifar(name: str, root: Path, augment: bool, validation: float, seed: int, do
         train=part(pixels[train], labels[train], augment),
         val=part(pixels[val], labels[val]),
         test=part(test_pixels, test_labels),
-        classes=10 if name == "cifar10" else 100,
+        classes=len(CLASSES[name]),
         in_channels=3,
         size=32,
         frames=False,
@@ -95,7 +111,7 @@ def _cifar_files(name: str, kind: type[CIFAR10], root: Path, folder: Path) -> li
 
 
 def _cifar_folders(name: str, folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of train and test pixels [n, 32, 32, 3] and labels [n]; the published class names are in sorted order, as are numbers."""
+    """Of train and test pixels [n, 32, 32, 3] and labels [n]."""
     classes = {part: _classes(name, folder / part) for part in PER_CLASS[name]}
     if differing := sorted(set(classes["train"]) ^ set(classes["test"])):
         problem = f"its parts have different classes: {', '.join(differing[:4])}"
@@ -124,10 +140,17 @@ def _classes(name: str, folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DataError.damaged(name, folder, "not there", "unpack it again")
     classes = [path.name for path in folder.iterdir() if path.is_dir() and not is_junk(path.name)]
-    count = 10 if name == "cifar10" else 100
-    check_whole(name, folder, classes, (count, count), None, "class folders")
-    numbered = all(one.isdecimal() for one in classes)
-    return sorted(classes, key=lambda one: (int(one) if numbered else 0, one))
+    published = {one.lower(): one for one in classes}
+    expected, count = [published.get(one, one) for one in CLASSES[name]], len(CLASSES[name])
+    ends = [found for one in classes if (found := re.fullmatch(r"(.*?)([0-9]+)", one))]
+    prefix, times = Counter(found[1] for found in ends).most_common(1)[0] if ends else ("", 0)
+    if 2 * times > len(classes):
+        numbered = {int(found[2]): found[0] for found in ends if found[1] == prefix}
+        first = int(count in numbered)
+        width = min(len(found[2]) for found in ends)
+        expected = [numbered.get(number, f"{prefix}{number:0{width}}") for number in range(first, first + count)]
+    check_whole(name, folder, classes, (count, count), set(expected), "class folders")
+    return expected
 
 
 def is_junk(name: str) -> bool:
@@ -238,7 +261,8 @@ class Pictures:
     def __call__(self, path: str) -> Any:
         try:
             return default_loader(str(path))
-        except (OSError, SyntaxError, ValueError) as error:  # PIL's, of a torn header, a broken chunk, too large a size
+        # PIL's, of a torn header, a broken chunk, too large a size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError.damaged(self.name, path, str(error)) from None
 
 
@@ -246,7 +270,7 @@ def _wnids(name: str, tree: Tree, folder: Path) -> list[str]:
     """The class folders of train/, compared with the list that Tiny ImageNet has beside them."""
     found = {path.name for path in (folder / "train").iterdir() if path.is_dir() and not is_junk(path.name)}
     listed = folder / "wnids.txt"
-    expected = set(listed.read_text(encoding="utf-8-sig").split()) if listed.is_file() else None
+    expected = set(_text(name, listed).split()) if listed.is_file() else None
     if expected is None and len(found) != tree.classes:
         expected = {wnid for wnid in found if re.fullmatch(r"n\d{8}", wnid)}
     check_whole(name, folder / "train", found, (tree.classes, tree.classes), expected, "class folders")
@@ -263,7 +287,7 @@ def _val(name: str, tree: Tree, folder: Path, wnids: list[str]) -> dict[str, dic
         remedy = "sort them into folders by class, as the devkit's ground truth or PyTorch's valprep.sh says"
         raise DataError.damaged(name, val, f"{len(files)} images that are not in folders by class", remedy)
     found: dict[str, dict[str, str]] = {wnid: {} for wnid in wnids}
-    for line in annotations.read_text(encoding="utf-8-sig").splitlines():
+    for line in _text(name, annotations).splitlines():
         if line.strip():  # file name, WNID and a box
             file, wnid, *_ = [*line.split("\t"), ""]
             if wnid not in found or file not in files:
@@ -275,10 +299,17 @@ def _val(name: str, tree: Tree, folder: Path, wnids: list[str]) -> dict[str, dic
     return found
 
 
+def _text(name: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError.damaged(name, path, str(error), "save it as UTF-8, or get it again") from None
+
+
 def _files(name: str, folder: Path) -> dict[str, str]:
     """The paths of all images below a folder, by their names; what file managers and archivers leave is passed over."""
     found: dict[str, str] = {}
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [one for one in folders if not is_junk(one)]
         for file in files:
             if file.lower().endswith(IMG_EXTENSIONS) and not is_junk(file):

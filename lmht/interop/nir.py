@@ -22,7 +22,20 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from lmht.graph import ADDING, Kind, Norm, Step, called, check_time, check_unchanged, evaluating, flow, operands, unwrap
+from lmht.graph import (
+    ADDING,
+    Kind,
+    Norm,
+    Step,
+    called,
+    check_time,
+    check_unchanged,
+    evaluating,
+    flow,
+    operands,
+    runnable,
+    unwrap,
+)
 from lmht.networks import base
 from lmht.neurons import Neuron
 from lmht.reparameterize import is_plain, window_tgim
@@ -63,7 +76,7 @@ def to_nir(network: nn.Module, images: Tensor) -> nir.NIRGraph:
     found = flow(network)
     try:
         with evaluating(network):
-            ShapeProp(fx.GraphModule(network, found.graph)).propagate(images)
+            ShapeProp(runnable(network, found)).propagate(images)
     except RuntimeError as error:
         why = str(error.__cause__ or error).split("\n")[0]
         raise ValueError(f"the network takes no images of shape {list(images.shape)}, {images.dtype}: {why}") from error
