@@ -116,7 +116,7 @@ def frames_of(path: Path) -> np.ndarray:
                 raise ValueError("it ends inside an event")
             raw = get_aer_events_from_file(str(path), version, start)
             address = raw["address"].astype(np.int64)
-            if strange := address[address >> 15 != 0][:1].tolist():
+            if strange := address[address >> 16 != 0][:1].tolist():  # bit 15 is an event of the camera's plug
                 raise ValueError(f"address {strange[0]:#x} has bits that no event of a {SENSOR}x{SENSOR} camera has")
             x, y = SENSOR - 1 - (address >> 8 & 127), SENSOR - 1 - (address >> 1 & 127)
             events = make_structured_array(x, y, raw["timeStamp"], 1 - (address & 1))
