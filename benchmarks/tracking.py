@@ -169,12 +169,17 @@ def is_laid_out(uri: str, path: Path) -> bool:
     """Whether a SQLite file holds tables; False for a missing or empty one.
 
     Raises:
-        StoreError: it is a folder.
+        StoreError: it is a folder, or a link to nothing.
         sqlite3.Error: it is no database, or can't be read.
     """
     if path.is_dir():
         raise StoreError(
             f"tracking store {uri}: {path} is a folder; name a file in it, as in sqlite:///{path}/mlflow.db"
+        )
+    if path.is_symlink() and not path.exists():  # what it leads to may hold runs, on a disk that is away
+        raise StoreError(
+            f"tracking store {uri}: {path} is a link to {os.path.realpath(path)}, which is not there; "
+            "bring it back, or remove the link to begin anew"
         )
     if not path.exists() or not path.stat().st_size:
         return False

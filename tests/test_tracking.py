@@ -100,6 +100,14 @@ def test_the_layout_of_another_version_with_runs_in_it_is_not_to_be_removed(laid
     assert "mlflow db upgrade" in message
 
 
+def test_a_link_to_nothing_stays_and_is_named(tmp_path: Path) -> None:
+    link = tmp_path / "m.db"
+    link.symlink_to(tmp_path / "away" / "real.db")
+    assert f"{link} is a link to {tmp_path}/away/real.db, which is not there; bring it" in refused(f"sqlite:///{link}")
+    assert os.listdir(tmp_path) == ["m.db"]
+    assert link.is_symlink()
+
+
 def test_a_folder_a_text_and_a_torn_database_are_refused_at_once(laid_out: Path, tmp_path: Path) -> None:
     began = time.monotonic()
     assert f"{tmp_path} is a folder; name a file in it" in refused(f"sqlite:///{tmp_path}")
