@@ -9,7 +9,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -197,7 +197,8 @@ class Store:
             found = hashlib.sha256(path.read_bytes()).hexdigest()
         except (MlflowException, OSError) as error:
             where = f"checkpoint of run {run_id} can't be read at {run.info.artifact_uri}"
-            raise CheckpointError(f"{where}: {' '.join(str(error).split())}; {remedy}") from error
+            why = without_secrets(f"{where}: {' '.join(str(error).split())}", run.info.artifact_uri)
+            raise CheckpointError(f"{why}; {remedy}") from error
         if found != run.data.tags.get("checkpoint_sha256"):
             raise CheckpointError(f"checkpoint of run {run_id} is damaged: its SHA-256 is not the logged one; {remedy}")
         return path
@@ -554,9 +555,12 @@ class Store:
         title = load_spec(table).title if table in tables() else name
         found = self.client.get_experiment_by_name(name)
         if not found:
-            with suppress(MlflowException):  # another process was quicker, or the next line says why
+            try:
                 return self.client.create_experiment(name, tags={"mlflow.note.content": title})
-            found = self.client.get_experiment_by_name(name)
+            except MlflowException as error:
+                found = self.client.get_experiment_by_name(name)  # another process was quicker
+                if not found and error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
         if not found or found.lifecycle_stage == "deleted":
             which = found.experiment_id if found else "ID"
             raise StoreError(

@@ -170,7 +170,9 @@ def test_every_profiles_cells_pass_the_check() -> None:
         schedule.check(schedule.jobs_of(rows, profile, 1))
 
 
-@pytest.mark.parametrize("where", ["nosuchprotocol://x", "file/state", "/proc/state"])
+@pytest.mark.parametrize(
+    "where", ["nosuchprotocol://me:secret@x", "file/state", "/proc/state", "http://me:secret@127.0.0.1:9/x"]
+)
 def test_a_place_where_no_state_can_be_kept_is_named_at_the_start(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path
 ) -> None:
@@ -180,6 +182,7 @@ def test_a_place_where_no_state_can_be_kept_is_named_at_the_start(
     code, output = invoke("run", "table1", "--rows", "1", "--jobs", "1", "--state-dir", where)
     assert code == 1
     assert "states can't be kept in" in output
+    assert "secret" not in output
     assert "name a folder that can be written to" in output
 
 

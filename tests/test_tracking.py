@@ -213,6 +213,40 @@ def test_no_password_gets_into_a_message() -> None:
 
 
 @pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:pa@secret@host/x", "http://me:***@host/x"),
+        ("postgresql://me:p@ssw0rd@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:pass/w0rd@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:a@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://host/db?user=me&sslpassword=secret", "postgresql://host/db?user=me&sslpassword=***"),
+        ("mysql://host/db?passwd=secret&x=1", "mysql://host/db?passwd=***&x=1"),
+        ("https://TOKEN@host", "https://***@host"),
+        ("ftp://me:secret@host/x", "ftp://me:***@host/x"),
+        ("http://[::1]:5000/a", "http://[::1]:5000/a"),
+        ("sqlite:////tmp/a@b:c.db", "sqlite:////tmp/a@b:c.db"),
+    ],
+)
+def test_an_address_is_shown_without_its_secret_and_else_as_it_is(uri: str, shown: str) -> None:
+    assert tracking.without_secrets(f"a bad address: {uri}", uri) == f"a bad address: {shown}"
+
+
+def test_outside_of_an_address_a_password_is_masked_where_it_stands_alone() -> None:
+    said = 'no host "ssw0rd@host"; a password: p@ssw0rd, ssw0rd, ssw0rds'
+    masked = 'no host "***@host"; a password: ***, ***, ssw0rds'
+    assert tracking.without_secrets(said, "postgresql://me:p@ssw0rd@host/db") == masked
+    assert tracking.without_secrets(said, "postgresql://me:a@host/db") == said
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite+pysqlite://", "sqlite:///file:x?mode=memory&uri=true"],
+)
+def test_a_store_in_memory_is_refused(uri: str) -> None:
+    assert f"tracking store {uri} is kept in memory, where finished seeds would be lost; name a file" in refused(uri)
+
+
+@pytest.mark.parametrize(
     ("text", "shown", "remedy"),
     [
         (
