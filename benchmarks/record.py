@@ -91,7 +91,7 @@ class Record(Strict):
     table: str
     title: str
     cell: str
-    seed: int
+    seed: int = Field(ge=0, lt=10**18)
     config: dict[str, Any]
     provenance: dict[str, str]
     status: Literal["finished", "failed"]

@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -22,11 +23,12 @@ from mlflow.utils.time import get_current_time_millis
 
 from benchmarks.lease import LASTS, Lease, at_work, owner
 from benchmarks.record import Epoch, Evaluation, Record, RecordError, Result, pack, parse
-from benchmarks.spec import HERE, Cell, load_spec, tables
+from benchmarks.spec import HERE, Cell, content_hash, load_spec, tables
 from benchmarks.tracking import StoreError, connect, explained, tracking_uri, without_secrets
 
 RECORD = "record.json"
 SEEDS = "tags.kind = 'seed' and attributes.status = 'FINISHED'"
+SEED = re.compile("[0-9]{1,18}")
 UNSETTLED = "unsettled"
 TAKEN = "taken over"
 ABANDONED = 60_000  # ms after which an unsettled run's process is taken for dead
@@ -94,6 +96,14 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
         elif value is not None:
             flat[prefix + key] = str(value)
     return flat
+
+
+def _logged(run: Run) -> dict[str, str]:
+    """A seed's cell and seed, as far as its config and params say them."""
+    found = {"seed": run.data.params["seed"]} if "seed" in run.data.params else {}
+    with suppress(KeyError, ValueError, RecursionError):
+        found["cell"] = content_hash(json.loads(run.data.tags["config"]))
+    return found
 
 
 def _tagged(run: Run) -> float:
@@ -615,7 +625,9 @@ class Store:
         """Whether a run has the tags by which it is found; somebody may have changed or made it."""
         tags = run.data.tags
         needed = {"seed": ("cell", "seed"), "cell": ("cell",), "row": ("cell",)}.get(tags.get("kind", ""), ())
-        wrong = [key for key in needed if not tags.get(key) or (key == "seed" and not tags[key].isdecimal())]
+        wrong = [key for key in needed if not tags.get(key) or (key == "seed" and not SEED.fullmatch(tags[key]))]
+        if "seed" in needed and not wrong:  # what was logged beside them, and does not change
+            wrong = [key for key, logged in _logged(run).items() if tags[key] != logged]
         if wrong:
             said = ", ".join(f"{key} is {tags[key]!r}" if tags.get(key) else f"{key} is missing" for key in wrong)
             warnings.warn(
@@ -631,7 +643,10 @@ class Store:
         try:
             with TemporaryDirectory(prefix="lmht-") as folder:  # MLflow would leave one of its own there
                 path = Path(self.client.download_artifacts(run_id, RECORD, folder))
-                return parse(path.read_text(encoding="utf-8"), f"run {run_id}, {RECORD}")
+                record = parse(path.read_text(encoding="utf-8"), f"run {run_id}, {RECORD}")
+            if record.key == (run.data.tags["cell"], int(run.data.tags["seed"])):
+                return record
+            why = f"run {run_id} has the tags of another cell or seed than {RECORD}, seed {record.seed} of cell {record.cell}"
         except (RecordError, UnicodeDecodeError) as error:
             why = str(error)
         except (MlflowException, OSError):

@@ -182,6 +182,7 @@ def test_a_metric_is_the_mean_over_its_images(store: Store) -> None:
     ("old", "new", "message"),
     [
         ('"seed": 42', '"seed": 42, "colour": 1', "line 1 is not a record: colour"),
+        ('"seed": 42', '"seed": -1', "line 1 is not a record: seed .* greater than or equal to 0"),
         ('"width": 0.125', '"width": 0.25', "is not the hash of its config"),
         ('"metrics": {', '"metrics": {{', "line 1 is not a record"),
         ("\n", "\nnot json\n", "line 2 is not a record"),
@@ -369,7 +370,10 @@ def test_reading_records_leaves_nothing_behind(store: Store, tmp_path: Path, mon
     assert not list(scratch.iterdir())
 
 
-@pytest.mark.parametrize(("tag", "value"), [("cell", ""), ("seed", "abc")])
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [("cell", ""), ("seed", "abc"), ("seed", "9" * 4999), ("seed", "43"), ("seed", "042"), ("cell", "0" * 16)],
+)
 def test_tags_that_somebody_changed_are_named(store: Store, tag: str, value: str) -> None:
     run_id = str(store.seeds()["run_id"][0])
     store.client.delete_tag(run_id, tag)
@@ -380,6 +384,14 @@ def test_tags_that_somebody_changed_are_named(store: Store, tag: str, value: str
         assert store.seeds().empty
     with pytest.warns(UserWarning, match=said):
         store.renew_cells()
+
+
+def test_a_record_of_another_seed_than_its_run_is_left_out(store: Store) -> None:
+    run_id = str(store.seeds()["run_id"][0])
+    path = Path(store.client.get_run(run_id).info.artifact_uri.removeprefix("file://")) / "record.json"
+    path.write_text(path.read_text().replace('"seed": 42', '"seed": 43'))
+    with pytest.warns(UserWarning, match=f"run {run_id} has the tags of another .* than record.json, seed 43 of cell"):
+        assert [one.status for one in store.records()] == ["failed"]
 
 
 def test_a_records_provenance_does_not_reach_the_stores_own_tags(store: Store, tmp_path: Path) -> None:
