@@ -80,6 +80,11 @@ def test_bars_show_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> N
         ("learning_rate = 0.05", "learning_rate = inf", "learning_rate"),
         ("learning_rate = 0.05", "learning_rate = nan", "learning_rate"),
         ("learning_rate = 0.05", "learning_rate = 0", "learning_rate"),
+        ("learning_rate = 0.05", "learning_rate = 1e308", "learning_rate"),
+        ("epochs = 15", "epochs = 15\naccumulate = 1e24", "accumulate"),
+        ("epochs = 15", "epochs = 15\nwarmup_epochs = 16", "warmup_epochs = 16 are more than the 15 epochs"),
+        ("epochs = 15", "epochs = " + "9" * 5000, "integer string conversion"),
+        ("epochs = 15", "epochs = " + "[" * 3000, "recursion"),
         ("epochs = 15", "epochs = 15\nbatch_size = 1e12", "batch_size"),
         ("epochs = 15", "epochs = 15\nbatch_size = 0", "batch_size"),
         ("epochs = 15", "epochs = 15\nmomentum = 1.5", "momentum"),
@@ -145,6 +150,10 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
         (
             {"recipe": spec.Recipe(learning_rate=1, epochs=1, validation=0.9999999)},
             "validation = 0.9999999 leaves less",
+        ),
+        (
+            {"recipe": spec.Recipe(learning_rate=1, epochs=1, validation=1e-9)},
+            "validation = 1e-09 leaves no validation",
         ),
     ],
 )

@@ -71,7 +71,8 @@ def jobs_of(rows: dict[str, list[Row]], profile: Profile, seeds: int) -> list[Jo
 
 
 def check(jobs: list[Job]) -> None:
-    """Find out before anything is trained whether each cell names data and a network that there are, and leaves images to train.
+    """Find out before anything is trained whether each cell names data and a network that there are, and leaves images to train
+    and to validate.
 
     Raises:
         SpecError: it does not.
@@ -82,6 +83,10 @@ def check(jobs: list[Job]) -> None:
         size, share = data.SIZES.get(cell.dataset), cell.recipe.validation
         if size and size.train * (1 - share) < size.classes:
             raise SpecError(f"{cell.name}: validation = {share} leaves less than one training image a class; lower it")
+        if size and share and size.train / size.classes * share < 0.5:  # which is rounded
+            raise SpecError(
+                f"{cell.name}: validation = {share} leaves no validation image a class; raise it, or set it to 0"
+            )
         shapes[cell.dataset, cell.architecture, str(cell.network)] = cell
     for cell in shapes.values():
         if cell.dataset not in data.SIZES:
