@@ -182,6 +182,18 @@ def test_a_metric_is_the_mean_over_its_images(store: Store) -> None:
     ("old", "new", "message"),
     [
         ('"seed": 42', '"seed": 42, "colour": 1', "line 1 is not a record: colour"),
+        ('"tgim": {}', '"tgim": {"a": {"omega": [[1.0]]}}', "tgim a is not omega, .* and the number leak"),
+        ('"tgim": {}', '"tgim": {"a": {"omega": [[1, 2], [3]], "leak": 1}}', "tgim a is not omega"),
+        ('"tgim": {}', '"tgim": {"a": {"omega": [["x"]], "leak": 1}}', "tgim a is not omega"),
+        ('"tgim": {}', '"tgim": {"a": {"omega": 1, "leak": 1}}', "tgim a is not omega"),
+        ('"history": {', '"history": {"other": [], ', "history lacks epochs"),
+        ('"test": [', '"tset": [', "history lacks epochs: a finished run has test"),
+        ('"title": "', '"title": "\\ud800', "line 1 is not a record: 'utf-8' codec can't encode .*ud800"),
+        ('"title": "', '"\\ud800": 1, "title": "', "line 1 is not a record: 'utf-8' codec can't encode .*ud800"),
+        ('"metrics": {', '"metrics": {"../../x": 1, ', "'../../x' is no name of a metric"),
+        ('"metrics": {', '"metrics": {"": 1, ', "'' is no name of a metric"),
+        ('"metrics": {', '"metrics": {"a\\nb": 1, ', "b' is no name of a metric"),
+        ('"metrics": {', '"metrics": {"' + "a" * 251 + '": 1, ', "aaa' is no name of a metric"),
         ('"seed": 42', '"seed": -1', "line 1 is not a record: seed .* greater than or equal to 0"),
         ('"width": 0.125', '"width": 0.25', "is not the hash of its config"),
         ('"metrics": {', '"metrics": {{', "line 1 is not a record"),
@@ -234,7 +246,7 @@ def test_runs_are_compared_bit_for_bit(store: Store) -> None:
     assert "1 runs have no committed counterpart" in record.in_one_line(record.compare([one], []))
     for other, what in [
         (like(predictions={}), "predictions (missing)"),
-        (like(tgim={"layer1": {"omega": [[1.0]], "leak": [1.0]}}), "T-GIMs"),
+        (like(tgim={"layer1": {"omega": [[1.0]], "leak": 1.0}}), "T-GIMs"),
     ]:
         (found,) = record.compare([other], [one])
         assert found.text.startswith(f"differs in {what}; test accuracy +0.00 points; on ")
