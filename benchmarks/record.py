@@ -120,7 +120,7 @@ class Record(Strict):
             if not NAME.fullmatch(name) or posixpath.normpath(name) != name or name[0] in "./":
                 raise ValueError(f"{name[:60]!r} is no name of a metric or tag: MLflow would not take it")
         for layer, tgim in self.tgim.items():
-            omega = tgim.get("omega")
+            omega: Any = tgim.get("omega")
             square = isinstance(omega, list) and all(isinstance(row, list) and len(row) == len(omega) for row in omega)
             numbers = [tgim.get("leak"), *itertools.chain(*omega)] if square else [None]
             if tgim.keys() != {"omega", "leak"} or not all(type(one) in (int, float) for one in numbers):

@@ -479,39 +479,42 @@ class Store:
         """
         held = self.held()
         taken = 0
-        for record in records:
-            run_id, mine = held.get(record.key, ("", None))
-            if mine and record.evaluated_after(mine):
-                self.renew(run_id, record)
+        with self.leaving():
+            for record in records:
+                run_id, mine = held.get(record.key, ("", None))
+                if mine and record.evaluated_after(mine):
+                    self.renew(run_id, record)
+                    taken += 1
+                if mine and mine.status in ("finished", record.status):
+                    continue
+                cell = Cell(**record.config)
+                try:
+                    run_id, _ = self.open_seed(record.table, cell, record.seed, record.provenance.get("device", ""))
+                except ClaimedError:  # just being trained here: that goes before an import
+                    continue
+                with explained(self.uri):
+                    own = {"kind", "cell", "seed", "owner", "expires", "imported"}  # what the store is searched by
+                    tags = {key: value for key, value in record.provenance.items() if key not in own} | {
+                        "imported": "true"
+                    }
+                    if record.status == "finished":
+                        tags |= {"checkpoint_sha256": record.checkpoint_sha256, "data_digest": record.data["digest"]}
+                    else:
+                        tags |= {"failed": record.reason[:5000]}
+                    self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+                    now = get_current_time_millis()
+                    points = [
+                        Metric(f"epoch/{name}", value, now, epoch)
+                        for name, values in record.history.items()
+                        for epoch, value in enumerate(values, 1)
+                    ]
+                    points += [Metric(name, value, now, 0) for name, value in record.metrics.items()]
+                    for start in range(0, len(points), 1000):  # MLflow takes no more at once
+                        self.client.log_batch(run_id, points[start : start + 1000])
+                    self.client.log_text(run_id, record.line() + "\n", RECORD)
+                    self.client.set_terminated(run_id, record.status.upper())
+                    self.lease.release(run_id)
                 taken += 1
-            if mine and mine.status in ("finished", record.status):
-                continue
-            cell = Cell(**record.config)
-            try:
-                run_id, _ = self.open_seed(record.table, cell, record.seed, record.provenance.get("device", ""))
-            except ClaimedError:  # just being trained here: that goes before an import
-                continue
-            with explained(self.uri):
-                own = {"kind", "cell", "seed", "owner", "expires", "imported"}  # what the store is searched by
-                tags = {key: value for key, value in record.provenance.items() if key not in own} | {"imported": "true"}
-                if record.status == "finished":
-                    tags |= {"checkpoint_sha256": record.checkpoint_sha256, "data_digest": record.data["digest"]}
-                else:
-                    tags |= {"failed": record.reason[:5000]}
-                self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-                now = get_current_time_millis()
-                points = [
-                    Metric(f"epoch/{name}", value, now, epoch)
-                    for name, values in record.history.items()
-                    for epoch, value in enumerate(values, 1)
-                ]
-                points += [Metric(name, value, now, 0) for name, value in record.metrics.items()]
-                for start in range(0, len(points), 1000):  # MLflow takes no more at once
-                    self.client.log_batch(run_id, points[start : start + 1000])
-                self.client.log_text(run_id, record.line() + "\n", RECORD)
-                self.client.set_terminated(run_id, record.status.upper())
-                self.lease.release(run_id)
-            taken += 1
         self.renew_cells()
         return taken
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from benchmarks import data, record, spec
@@ -404,6 +406,33 @@ def test_a_record_of_another_seed_than_its_run_is_left_out(store: Store) -> None
     path.write_text(path.read_text().replace('"seed": 42', '"seed": 43'))
     with pytest.warns(UserWarning, match=f"run {run_id} has the tags of another .* than record.json, seed 43 of cell"):
         assert [one.status for one in store.records()] == ["failed"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_import_that_a_signal_ends_leaves_no_run_open_and_no_file(
+    number: int, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text(record.dumps(store.records()))
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+
+    def in_the_middle(*_: object, **__: object) -> None:
+        with tempfile.TemporaryDirectory():
+            signal.raise_signal(number)
+
+    before = signal.signal(number, signal.SIG_DFL)  # whoever started this may ignore it
+    monkeypatch.setattr(MlflowClient, "log_text", in_the_middle)
+    try:
+        done = CliRunner().invoke(app, ["import", str(path)])
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert (done.exit_code, done.stderr) == (128 + number, f"stopped by {signal.Signals(number).name}\n")
+    assert not list(scratch.iterdir())
+    other = Store("digits")
+    assert [run.info.status for run in other._search("tags.kind = 'seed'")] == ["KILLED"]
 
 
 def test_a_records_provenance_does_not_reach_the_stores_own_tags(store: Store, tmp_path: Path) -> None:
