@@ -2,9 +2,12 @@
 
 import logging
 import os
+import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -37,6 +40,36 @@ console = Console(markup=False)  # names, paths and what libraries say may hold 
 RESULTS = Path("results")  # tracked: only --publish and export write there
 ProfileOption = Annotated[str, typer.Option(help=" | ".join(spec.profiles()))]
 TablesArgument = Annotated[list[str] | None, typer.Argument(help="tables; default: all")]
+
+
+@contextmanager
+def in_order() -> Iterator[None]:
+    """A block that SIGTERM and SIGHUP end as an error would: temporary files go, runs are closed. A second one ends it at once."""
+    got: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        restore()
+        got.append(number)
+        raise SystemExit(128 + number)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]  # as of nohup
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        restore()
+        for number in got:
+            say(f"stopped by {signal.Signals(number).name}", where=Console(stderr=True))
+
+
+@app.callback()
+def every(context: typer.Context) -> None:
+    if context.invoked_subcommand != "run":  # whose trainings keep their state first
+        context.with_resource(in_order())
 
 
 def fail(error: Exception) -> typer.Exit:

@@ -1,5 +1,6 @@
 """Files written whole or not at all: under another name in the same folder, down to the disk, then renamed."""
 
+import glob
 import os
 import time
 import uuid
@@ -24,7 +25,7 @@ def written(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))  # a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".part-*-{path.name}"):
+    for left in path.parent.glob(f".part-*-{glob.escape(path.name)}"):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()

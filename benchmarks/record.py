@@ -7,8 +7,11 @@ written by ``repr``: the same records give the same bytes.
 
 import base64
 import bz2
+import itertools
 import json
 import math
+import posixpath
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +24,7 @@ from pydantic import Field, ValidationError, model_validator
 from benchmarks.spec import Cell, Strict, content_hash
 
 FILE = "runs.jsonl"
+NAME = re.compile(r"[\w./ :-]{1,240}")  # as MLflow takes it, behind `epoch/` or `mean/`
 COUNTED_IMAGES = 1024  # SOPs and reparameterisation in float64 are measured on the first test images, at most this many
 
 
@@ -91,7 +95,7 @@ class Record(Strict):
     table: str
     title: str
     cell: str
-    seed: int
+    seed: int = Field(ge=0, lt=10**18)
     config: dict[str, Any]
     provenance: dict[str, str]
     status: Literal["finished", "failed"]
@@ -112,6 +116,15 @@ class Record(Strict):
         whole = "test/final" in self.metrics and "digest" in self.data and self.evaluation and self.checkpoint_sha256
         if self.status == "finished" and not whole:
             raise ValueError("a finished run has test/final, an evaluation, and the digests of its data and checkpoint")
+        for name in (*self.metrics, *self.history, *self.provenance):
+            if not NAME.fullmatch(name) or posixpath.normpath(name) != name or name[0] in "./":
+                raise ValueError(f"{name[:60]!r} is no name of a metric or tag: MLflow would not take it")
+        for layer, tgim in self.tgim.items():
+            omega: Any = tgim.get("omega")
+            square = isinstance(omega, list) and all(isinstance(row, list) and len(row) == len(omega) for row in omega)
+            numbers = [tgim.get("leak"), *itertools.chain(*omega)] if square else [None]
+            if tgim.keys() != {"omega", "leak"} or not all(type(one) in (int, float) for one in numbers):
+                raise ValueError(f"tgim {layer} is not omega, as many rows of numbers as columns, and the number leak")
         return self
 
     @property
@@ -187,8 +200,12 @@ def parse(text: str, where: str) -> Record:
         RecordError: the line does not hold one, or its accuracies are not those of its predictions.
     """
     try:
-        record = Record(**json.loads(text))
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair can't be written again
+        record = Record(**content)
         Cell(**record.config)
+        if not all(record.history.values()) or (record.status == "finished" and "test" not in record.history):
+            raise ValueError("history lacks epochs: a finished run has test, and no curve is empty")
         for name in record.classes.keys() & record.metrics.keys():
             images = record.per_image(name)
             if images is None or not math.isclose(images.mean(), record.metrics[name], abs_tol=1e-9):

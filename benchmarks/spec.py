@@ -41,7 +41,7 @@ class Recipe(Strict):
     the training images that validates and does not train."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(gt=0, le=1000)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
@@ -50,12 +50,20 @@ class Recipe(Strict):
     validation: float = Field(default=0.1, ge=0, lt=1)
     warmup_epochs: int = Field(default=0, ge=0)
     batch_size: int = Field(default=64, ge=1, le=65_536)
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=65_536)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     augment: bool = True
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = False
     compile: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs = {self.warmup_epochs} are more than the {self.epochs} epochs of the training"
+            )
+        return self
 
 
 class NeuronSpec(Strict):
@@ -223,7 +231,7 @@ def read(path: Path, kind: type[_Model]) -> _Model:
     except ValidationError as error:
         found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".lstrip(": ") for one in error.errors()]
         raise SpecError(f"{path.name} is not valid: {' '.join('; '.join(found).split())}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # TOML's and UTF-8's errors are ValueErrors
         raise SpecError(f"{path.name} is not valid: {error}") from error
 
 

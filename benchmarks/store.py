@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 import uuid
@@ -22,11 +23,12 @@ from mlflow.utils.time import get_current_time_millis
 
 from benchmarks.lease import LASTS, Lease, at_work, owner
 from benchmarks.record import Epoch, Evaluation, Record, RecordError, Result, pack, parse
-from benchmarks.spec import HERE, Cell, load_spec, tables
+from benchmarks.spec import HERE, Cell, content_hash, load_spec, tables
 from benchmarks.tracking import StoreError, connect, explained, tracking_uri, without_secrets
 
 RECORD = "record.json"
 SEEDS = "tags.kind = 'seed' and attributes.status = 'FINISHED'"
+SEED = re.compile("[0-9]{1,18}")
 UNSETTLED = "unsettled"
 TAKEN = "taken over"
 ABANDONED = 60_000  # ms after which an unsettled run's process is taken for dead
@@ -94,6 +96,14 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
         elif value is not None:
             flat[prefix + key] = str(value)
     return flat
+
+
+def _logged(run: Run) -> dict[str, str]:
+    """A seed's cell and seed, as far as its config and params say them."""
+    found = {"seed": run.data.params["seed"]} if "seed" in run.data.params else {}
+    with suppress(KeyError, ValueError, RecursionError):
+        found["cell"] = content_hash(json.loads(run.data.tags["config"]))
+    return found
 
 
 def _tagged(run: Run) -> float:
@@ -197,7 +207,8 @@ class Store:
             found = hashlib.sha256(path.read_bytes()).hexdigest()
         except (MlflowException, OSError) as error:
             where = f"checkpoint of run {run_id} can't be read at {run.info.artifact_uri}"
-            raise CheckpointError(f"{where}: {' '.join(str(error).split())}; {remedy}") from error
+            why = without_secrets(f"{where}: {' '.join(str(error).split())}", run.info.artifact_uri)
+            raise CheckpointError(f"{why}; {remedy}") from error
         if found != run.data.tags.get("checkpoint_sha256"):
             raise CheckpointError(f"checkpoint of run {run_id} is damaged: its SHA-256 is not the logged one; {remedy}")
         return path
@@ -468,39 +479,42 @@ class Store:
         """
         held = self.held()
         taken = 0
-        for record in records:
-            run_id, mine = held.get(record.key, ("", None))
-            if mine and record.evaluated_after(mine):
-                self.renew(run_id, record)
+        with self.leaving():
+            for record in records:
+                run_id, mine = held.get(record.key, ("", None))
+                if mine and record.evaluated_after(mine):
+                    self.renew(run_id, record)
+                    taken += 1
+                if mine and mine.status in ("finished", record.status):
+                    continue
+                cell = Cell(**record.config)
+                try:
+                    run_id, _ = self.open_seed(record.table, cell, record.seed, record.provenance.get("device", ""))
+                except ClaimedError:  # just being trained here: that goes before an import
+                    continue
+                with explained(self.uri):
+                    own = {"kind", "cell", "seed", "owner", "expires", "imported"}  # what the store is searched by
+                    tags = {key: value for key, value in record.provenance.items() if key not in own} | {
+                        "imported": "true"
+                    }
+                    if record.status == "finished":
+                        tags |= {"checkpoint_sha256": record.checkpoint_sha256, "data_digest": record.data["digest"]}
+                    else:
+                        tags |= {"failed": record.reason[:5000]}
+                    self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+                    now = get_current_time_millis()
+                    points = [
+                        Metric(f"epoch/{name}", value, now, epoch)
+                        for name, values in record.history.items()
+                        for epoch, value in enumerate(values, 1)
+                    ]
+                    points += [Metric(name, value, now, 0) for name, value in record.metrics.items()]
+                    for start in range(0, len(points), 1000):  # MLflow takes no more at once
+                        self.client.log_batch(run_id, points[start : start + 1000])
+                    self.client.log_text(run_id, record.line() + "\n", RECORD)
+                    self.client.set_terminated(run_id, record.status.upper())
+                    self.lease.release(run_id)
                 taken += 1
-            if mine and mine.status in ("finished", record.status):
-                continue
-            cell = Cell(**record.config)
-            try:
-                run_id, _ = self.open_seed(record.table, cell, record.seed, record.provenance.get("device", ""))
-            except ClaimedError:  # just being trained here: that goes before an import
-                continue
-            with explained(self.uri):
-                own = {"kind", "cell", "seed", "owner", "expires", "imported"}  # what the store is searched by
-                tags = {key: value for key, value in record.provenance.items() if key not in own} | {"imported": "true"}
-                if record.status == "finished":
-                    tags |= {"checkpoint_sha256": record.checkpoint_sha256, "data_digest": record.data["digest"]}
-                else:
-                    tags |= {"failed": record.reason[:5000]}
-                self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-                now = get_current_time_millis()
-                points = [
-                    Metric(f"epoch/{name}", value, now, epoch)
-                    for name, values in record.history.items()
-                    for epoch, value in enumerate(values, 1)
-                ]
-                points += [Metric(name, value, now, 0) for name, value in record.metrics.items()]
-                for start in range(0, len(points), 1000):  # MLflow takes no more at once
-                    self.client.log_batch(run_id, points[start : start + 1000])
-                self.client.log_text(run_id, record.line() + "\n", RECORD)
-                self.client.set_terminated(run_id, record.status.upper())
-                self.lease.release(run_id)
-            taken += 1
         self.renew_cells()
         return taken
 
@@ -554,9 +568,12 @@ class Store:
         title = load_spec(table).title if table in tables() else name
         found = self.client.get_experiment_by_name(name)
         if not found:
-            with suppress(MlflowException):  # another process was quicker, or the next line says why
+            try:
                 return self.client.create_experiment(name, tags={"mlflow.note.content": title})
-            found = self.client.get_experiment_by_name(name)
+            except MlflowException as error:
+                found = self.client.get_experiment_by_name(name)  # another process was quicker
+                if not found and error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
         if not found or found.lifecycle_stage == "deleted":
             which = found.experiment_id if found else "ID"
             raise StoreError(
@@ -611,7 +628,9 @@ class Store:
         """Whether a run has the tags by which it is found; somebody may have changed or made it."""
         tags = run.data.tags
         needed = {"seed": ("cell", "seed"), "cell": ("cell",), "row": ("cell",)}.get(tags.get("kind", ""), ())
-        wrong = [key for key in needed if not tags.get(key) or (key == "seed" and not tags[key].isdecimal())]
+        wrong = [key for key in needed if not tags.get(key) or (key == "seed" and not SEED.fullmatch(tags[key]))]
+        if "seed" in needed and not wrong:  # what was logged beside them, and does not change
+            wrong = [key for key, logged in _logged(run).items() if tags[key] != logged]
         if wrong:
             said = ", ".join(f"{key} is {tags[key]!r}" if tags.get(key) else f"{key} is missing" for key in wrong)
             warnings.warn(
@@ -627,7 +646,10 @@ class Store:
         try:
             with TemporaryDirectory(prefix="lmht-") as folder:  # MLflow would leave one of its own there
                 path = Path(self.client.download_artifacts(run_id, RECORD, folder))
-                return parse(path.read_text(encoding="utf-8"), f"run {run_id}, {RECORD}")
+                record = parse(path.read_text(encoding="utf-8"), f"run {run_id}, {RECORD}")
+            if record.key == (run.data.tags["cell"], int(run.data.tags["seed"])):
+                return record
+            why = f"run {run_id} has the tags of another cell or seed than {RECORD}, seed {record.seed} of cell {record.cell}"
         except (RecordError, UnicodeDecodeError) as error:
             why = str(error)
         except (MlflowException, OSError):

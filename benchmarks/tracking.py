@@ -35,6 +35,8 @@ REMEDIES = {  # what a message holds: what to do
 }
 PASSING = r"database is locked|timed out|Max retries|Connection|refused|TEMPORARILY_UNAVAILABLE|\b50[0234]\b"
 
+USER = r"(://[^/@:\s]*:|://(?=[^/?#\s]*@))((?<=:)\S*|[^/?#\s]*)@"  # an address up to its last @, its secret apart
+QUERY = r"(?i)([?&][^=&\s]*(?:pass|pwd|token|secret|key)[^=&\s]*=)([^&\s]*)"
 HALF = "duplicate column|already exists|no such (table|column)|out-of-date database schema|Can't locate revision"
 
 
@@ -55,13 +57,22 @@ def tracking_uri() -> str:
 
 
 def without_secrets(text: str, uri: str) -> str:
-    """A text without the password that the URI holds, nor any other between ``//user:`` and ``@``."""
-    for secret in re.findall(r"://[^/@\s]*?:([^@\s]+)@", uri) + re.findall(
-        r"(?i)[?&](?:password|token)=([^&\s]+)", uri
-    ):
-        for form in {secret, unquote(secret), quote(unquote(secret), safe="")}:
-            text = text.replace(form, "***")
-    return re.sub(r"(://[^/@:\s]*:)[^@\s]+@", r"\1***@", text)
+    """A text without the password or token that the address holds, nor that of any other address in it.
+
+    A password may hold a raw ``@``, and libraries differ in where they part it: all up to the last one is masked. Outside of
+    addresses it is masked where it stands alone and has four letters: a shorter one would garble the text.
+    """
+    secrets = [secret for before, secret in re.findall(USER, uri) if before.endswith(":")]
+    secrets += [secret for _, secret in re.findall(QUERY, uri)]
+    text = re.sub(QUERY, r"\1***", re.sub(USER, r"\1***@", text))
+    for secret in secrets:
+        _, *tails = secret.split("@")
+        for start in range(len(tails)):
+            text = text.replace("@".join([*tails[start:], ""]), "***@")
+        for form in sorted({secret, unquote(secret), quote(unquote(secret), safe=""), *tails}, key=len, reverse=True):
+            if len(form) > 3:
+                text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "***", text)
+    return text
 
 
 @contextmanager
@@ -94,9 +105,14 @@ def connect(uri: str) -> MlflowClient:
     """MLflow's client of a store that answers; a new SQLite file is laid out first.
 
     Raises:
-        StoreError: the store does not answer, or is none.
+        StoreError: the store does not answer, is none, or goes with the process.
     """
     with explained(uri):
+        if in_memory(uri):
+            raise StoreError(
+                f"tracking store {uri} is kept in memory, where finished seeds would be lost; "
+                f"name a file in MLFLOW_TRACKING_URI, as in {DEFAULT_URI}"
+            )
         if path := sqlite_file(uri):
             lay_out(uri, path)
         elif not uri.startswith("http") and "://" in uri and not uri.startswith(("file:", "databricks", "sqlite:")):
@@ -138,6 +154,14 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(name).absolute() if name and name != ":memory:" and not name.startswith("file:") else None
 
 
+def in_memory(uri: str) -> bool:
+    """Whether a store is a SQLite database that goes with the process."""
+    if not uri.startswith(("sqlite:", "sqlite+")):
+        return False
+    url = sqlalchemy.make_url(uri)
+    return not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
+
+
 def lay_out(uri: str, path: Path) -> None:
     """Lay out a new SQLite store under another name, and move it to its own: it is there whole or not at all.
 
@@ -169,12 +193,17 @@ def is_laid_out(uri: str, path: Path) -> bool:
     """Whether a SQLite file holds tables; False for a missing or empty one.
 
     Raises:
-        StoreError: it is a folder.
+        StoreError: it is a folder, or a link to nothing.
         sqlite3.Error: it is no database, or can't be read.
     """
     if path.is_dir():
         raise StoreError(
             f"tracking store {uri}: {path} is a folder; name a file in it, as in sqlite:///{path}/mlflow.db"
+        )
+    if path.is_symlink() and not path.exists():  # what it leads to may hold runs, on a disk that is away
+        raise StoreError(
+            f"tracking store {uri}: {path} is a link to {os.path.realpath(path)}, which is not there; "
+            "bring it back, or remove the link to begin anew"
         )
     if not path.exists() or not path.stat().st_size:
         return False

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
 
@@ -299,6 +300,17 @@ def test_a_deleted_experiment_is_named_with_its_remedy(uri: str) -> None:
     ours.client.delete_experiment(experiment.experiment_id)
     with pytest.raises(store.StoreError, match=r"experiment digits/table1 was deleted; `mlflow experiments restore"):
         ours.open_seed("table1", cells()[0], 43, "cpu")
+
+
+def test_an_experiment_that_cannot_be_made_says_why(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Store("digits", uri)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise MlflowException("(sqlite3.OperationalError) database or disk is full")
+
+    monkeypatch.setattr(ours.client, "create_experiment", full)
+    with pytest.raises(store.StoreError, match="disk is full; free some space"):
+        ours.open_seed("table1", cells()[0], 42, "cpu")
 
 
 def test_a_reason_of_several_lines_is_one_line_of_a_table(uri: str) -> None:

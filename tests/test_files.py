@@ -21,6 +21,15 @@ def test_a_file_is_replaced_whole_and_its_folder_made(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["table.csv"]
 
 
+def test_a_name_may_hold_what_a_pattern_reads(tmp_path: Path) -> None:
+    path = tmp_path / "a**b[x].csv"
+    left = tmp_path / f".part-0-{path.name}"
+    left.touch()
+    os.utime(left, times=(time.time() - 2 * files.ABANDONED,) * 2)
+    files.write_text(path, "a,b\n")
+    assert os.listdir(tmp_path) == [path.name]
+
+
 def test_an_error_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("old")

@@ -80,6 +80,11 @@ def test_bars_show_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> N
         ("learning_rate = 0.05", "learning_rate = inf", "learning_rate"),
         ("learning_rate = 0.05", "learning_rate = nan", "learning_rate"),
         ("learning_rate = 0.05", "learning_rate = 0", "learning_rate"),
+        ("learning_rate = 0.05", "learning_rate = 1e308", "learning_rate"),
+        ("epochs = 15", "epochs = 15\naccumulate = 1e24", "accumulate"),
+        ("epochs = 15", "epochs = 15\nwarmup_epochs = 16", "warmup_epochs = 16 are more than the 15 epochs"),
+        ("epochs = 15", "epochs = " + "9" * 5000, "integer string conversion"),
+        ("epochs = 15", "epochs = " + "[" * 3000, "recursion"),
         ("epochs = 15", "epochs = 15\nbatch_size = 1e12", "batch_size"),
         ("epochs = 15", "epochs = 15\nbatch_size = 0", "batch_size"),
         ("epochs = 15", "epochs = 15\nmomentum = 1.5", "momentum"),
@@ -146,6 +151,10 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
             {"recipe": spec.Recipe(learning_rate=1, epochs=1, validation=0.9999999)},
             "validation = 0.9999999 leaves less",
         ),
+        (
+            {"recipe": spec.Recipe(learning_rate=1, epochs=1, validation=1e-9)},
+            "validation = 1e-09 leaves no validation",
+        ),
     ],
 )
 def test_cells_are_checked_before_anything_is_trained(
@@ -170,7 +179,9 @@ def test_every_profiles_cells_pass_the_check() -> None:
         schedule.check(schedule.jobs_of(rows, profile, 1))
 
 
-@pytest.mark.parametrize("where", ["nosuchprotocol://x", "file/state", "/proc/state"])
+@pytest.mark.parametrize(
+    "where", ["nosuchprotocol://me:secret@x", "file/state", "/proc/state", "http://me:secret@127.0.0.1:9/x"]
+)
 def test_a_place_where_no_state_can_be_kept_is_named_at_the_start(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path
 ) -> None:
@@ -180,6 +191,7 @@ def test_a_place_where_no_state_can_be_kept_is_named_at_the_start(
     code, output = invoke("run", "table1", "--rows", "1", "--jobs", "1", "--state-dir", where)
     assert code == 1
     assert "states can't be kept in" in output
+    assert "secret" not in output
     assert "name a folder that can be written to" in output
 
 

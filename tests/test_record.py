@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from benchmarks import data, record, spec
@@ -182,6 +184,19 @@ def test_a_metric_is_the_mean_over_its_images(store: Store) -> None:
     ("old", "new", "message"),
     [
         ('"seed": 42', '"seed": 42, "colour": 1', "line 1 is not a record: colour"),
+        ('"tgim": {}', '"tgim": {"a": {"omega": [[1.0]]}}', "tgim a is not omega, .* and the number leak"),
+        ('"tgim": {}', '"tgim": {"a": {"omega": [[1, 2], [3]], "leak": 1}}', "tgim a is not omega"),
+        ('"tgim": {}', '"tgim": {"a": {"omega": [["x"]], "leak": 1}}', "tgim a is not omega"),
+        ('"tgim": {}', '"tgim": {"a": {"omega": 1, "leak": 1}}', "tgim a is not omega"),
+        ('"history": {', '"history": {"other": [], ', "history lacks epochs"),
+        ('"test": [', '"tset": [', "history lacks epochs: a finished run has test"),
+        ('"title": "', '"title": "\\ud800', "line 1 is not a record: 'utf-8' codec can't encode .*ud800"),
+        ('"title": "', '"\\ud800": 1, "title": "', "line 1 is not a record: 'utf-8' codec can't encode .*ud800"),
+        ('"metrics": {', '"metrics": {"../../x": 1, ', "'../../x' is no name of a metric"),
+        ('"metrics": {', '"metrics": {"": 1, ', "'' is no name of a metric"),
+        ('"metrics": {', '"metrics": {"a\\nb": 1, ', "b' is no name of a metric"),
+        ('"metrics": {', '"metrics": {"' + "a" * 251 + '": 1, ', "aaa' is no name of a metric"),
+        ('"seed": 42', '"seed": -1', "line 1 is not a record: seed .* greater than or equal to 0"),
         ('"width": 0.125', '"width": 0.25', "is not the hash of its config"),
         ('"metrics": {', '"metrics": {{', "line 1 is not a record"),
         ("\n", "\nnot json\n", "line 2 is not a record"),
@@ -233,7 +248,7 @@ def test_runs_are_compared_bit_for_bit(store: Store) -> None:
     assert "1 runs have no committed counterpart" in record.in_one_line(record.compare([one], []))
     for other, what in [
         (like(predictions={}), "predictions (missing)"),
-        (like(tgim={"layer1": {"omega": [[1.0]], "leak": [1.0]}}), "T-GIMs"),
+        (like(tgim={"layer1": {"omega": [[1.0]], "leak": 1.0}}), "T-GIMs"),
     ]:
         (found,) = record.compare([other], [one])
         assert found.text.startswith(f"differs in {what}; test accuracy +0.00 points; on ")
@@ -369,7 +384,10 @@ def test_reading_records_leaves_nothing_behind(store: Store, tmp_path: Path, mon
     assert not list(scratch.iterdir())
 
 
-@pytest.mark.parametrize(("tag", "value"), [("cell", ""), ("seed", "abc")])
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [("cell", ""), ("seed", "abc"), ("seed", "9" * 4999), ("seed", "43"), ("seed", "042"), ("cell", "0" * 16)],
+)
 def test_tags_that_somebody_changed_are_named(store: Store, tag: str, value: str) -> None:
     run_id = str(store.seeds()["run_id"][0])
     store.client.delete_tag(run_id, tag)
@@ -380,6 +398,41 @@ def test_tags_that_somebody_changed_are_named(store: Store, tag: str, value: str
         assert store.seeds().empty
     with pytest.warns(UserWarning, match=said):
         store.renew_cells()
+
+
+def test_a_record_of_another_seed_than_its_run_is_left_out(store: Store) -> None:
+    run_id = str(store.seeds()["run_id"][0])
+    path = Path(store.client.get_run(run_id).info.artifact_uri.removeprefix("file://")) / "record.json"
+    path.write_text(path.read_text().replace('"seed": 42', '"seed": 43'))
+    with pytest.warns(UserWarning, match=f"run {run_id} has the tags of another .* than record.json, seed 43 of cell"):
+        assert [one.status for one in store.records()] == ["failed"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_import_that_a_signal_ends_leaves_no_run_open_and_no_file(
+    number: int, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text(record.dumps(store.records()))
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+
+    def in_the_middle(*_: object, **__: object) -> None:
+        with tempfile.TemporaryDirectory():
+            signal.raise_signal(number)
+
+    before = signal.signal(number, signal.SIG_DFL)  # whoever started this may ignore it
+    monkeypatch.setattr(MlflowClient, "log_text", in_the_middle)
+    try:
+        done = CliRunner().invoke(app, ["import", str(path)])
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert (done.exit_code, done.stderr) == (128 + number, f"stopped by {signal.Signals(number).name}\n")
+    assert not list(scratch.iterdir())
+    other = Store("digits")
+    assert [run.info.status for run in other._search("tags.kind = 'seed'")] == ["KILLED"]
 
 
 def test_a_records_provenance_does_not_reach_the_stores_own_tags(store: Store, tmp_path: Path) -> None:

@@ -900,3 +900,16 @@ def test_numbers_in_the_readmes_prose_are_those_of_the_tables() -> None:
 def test_a_cell_of_a_markdown_table_is_one_line_of_text() -> None:
     shown = tables.View("x", "x", [], ["a"], [False], [[tables.Shown("one\n<script>|two")]], ["ours"])
     assert tables.markdown_table(shown)[-1] == "| one &lt;script&gt;\\|two |"
+
+
+def test_no_text_is_markup_in_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = recorded("table1", "3", 42, 0.0).model_dump() | {"status": "failed", "reason": "<script>"}
+    read = spec.load_spec
+    titled = read("table1").model_copy(update={"title": "<script>", "note": "<script>"})
+    monkeypatch.setattr(tables, "load_spec", lambda name: titled if name == "table1" else read(name))
+    results = tables.Results.of("digits", [Record(**failed)])
+    shown = tables.markdown(tables.view("table1", tables.table_frame("table1", results), results), results)
+    judged = claims.markdown(claims.judge(claims.load(), results), results, claims.load())
+    for text in (shown, judged):
+        assert "&lt;script" in text
+        assert "<script" not in text

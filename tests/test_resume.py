@@ -1,9 +1,11 @@
 """Interrupted = uninterrupted, bit for bit: states of trainings, and what is refused as one."""
 
 import hashlib
+import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from getpass import getuser
 from pathlib import Path
 from typing import Any
@@ -109,12 +112,16 @@ class Code:
         return os.system, ("touch /tmp/code-of-a-state-ran",)
 
 
-def pickled_code() -> bytes:
-    import io
-
+def kept(content: Any) -> bytes:
     buffer = io.BytesIO()
-    torch.save({"progress": Code()}, buffer)
+    torch.save(content, buffer)
     return buffer.getvalue()
+
+
+def reshaped(body: bytes) -> bytes:
+    content = torch.load(io.BytesIO(body), weights_only=True)
+    name = next(iter(content["network"]))
+    return kept(content | {"network": content["network"] | {name: torch.zeros(3)}})
 
 
 @pytest.mark.parametrize(
@@ -130,9 +137,13 @@ def pickled_code() -> bytes:
         ),
         (lambda header, body: altered(header, body, format=99), "has format 99, this training 4"),
         (lambda header, body: altered(header, body, cell="0" * 16), "has cell '0000000000000000', this training"),
-        (lambda header, body: altered(header, pickled_code()), "holds more than tensors and numbers, and is not read"),
+        (
+            lambda header, body: altered(header, kept({"progress": Code()})),
+            "holds more than tensors and numbers, and is not read",
+        ),
+        (lambda header, body: altered(header, reshaped(body)), r"does not fit this training: .* torch.Size\(\[3\]\)"),
     ],
-    ids=["empty", "truncated", "one bit", "future format", "other config", "pickled code"],
+    ids=["empty", "truncated", "one bit", "future format", "other config", "pickled code", "shape"],
 )
 def test_a_state_that_is_not_right_is_refused_by_name_and_the_one_before_is_used(
     damage: Any, words: str, cell: spec.Cell, undisturbed: tuple[Any, ...], tmp_path: Path
@@ -146,6 +157,83 @@ def test_a_state_that_is_not_right_is_refused_by_name_and_the_one_before_is_used
         happened = list(events(cell, tmp_path, state_dir=str(tmp_path)))
     assert told(happened) == undisturbed
     assert not Path("/tmp/code-of-a-state-ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([1], ""),
+        ({"progress": {"epochs": 1}}, "epochs"),
+        ({"progress": {}, "data": ""}, "it lacks generators, network"),
+    ],
+)
+def test_a_state_of_something_else_is_refused(content: Any, words: str, cell: spec.Cell) -> None:
+    states = States("memory://else", cell, 7)
+    states.save(content, None)
+    usable, (reason,) = states.load(partial(train.fits, torch.nn.Linear(1, 1)))
+    assert usable is None
+    assert re.search(f"does not fit this training: .*{words}", reason)
+    states.discard()
+
+
+@pytest.mark.parametrize(
+    ("put", "words"),
+    [
+        (
+            lambda path, header, body: path.write_bytes(altered(header, body, run_id=[1])),
+            "is not a state of a training",
+        ),
+        (lambda path, header, body: path.write_bytes(b'{"sha256": ""}\n'), "is not a state of a training"),
+        (lambda path, header, body: path.write_bytes(b"[" * 100_000), "is not a state of a training"),
+        (lambda path, header, body: path.mkdir(), "can't be read: .*Is a directory"),
+        (lambda path, header, body: path.symlink_to("nowhere"), "can't be read: .*No such file"),
+        (lambda path, header, body: path.symlink_to("/proc/self/mem"), "can't be read: "),
+        (
+            lambda path, header, body: path.with_name("state-abc.pt").write_bytes(altered(header, body)),
+            "is not a state",
+        ),
+    ],
+    ids=["run_id", "no run_id", "deep", "folder", "link to nothing", "disk", "name"],
+)
+def test_a_state_that_cannot_be_read_is_no_obstacle(put: Any, words: str, cell: spec.Cell, tmp_path: Path) -> None:
+    states = States(str(tmp_path), cell, 7)
+    for number in range(2):
+        states.save({"number": number}, f"run {number}")
+    newest = Path(states.folder) / "state-00000001.pt"
+    line, _, body = newest.read_bytes().partition(b"\n")
+    newest.unlink()
+    put(newest, json.loads(line), body)
+    content, (reason,) = states.load()
+    assert content == {"number": 0}
+    assert re.search(rf"state-(00000001|abc)\.pt {words}", reason)
+    assert states.run_id() == "run 0"
+    for number in range(2, 5):
+        states.save({"number": number}, "run 0")
+    assert states.load()[0] == {"number": 4} or "abc" in reason
+    assert len([path for path in Path(states.folder).iterdir() if path.name != "state-abc.pt"]) == KEPT
+
+
+def test_two_that_write_one_seeds_states_do_not_meet_and_what_a_kill_left_goes(
+    cell: spec.Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [States(str(tmp_path), cell, 7) for _ in range(2)]
+    folder = Path(both[0].folder)
+    (folder / "unfinished").mkdir(parents=True)
+    for name, age in (("unfinished-old", 4000), ("unfinished-new", 0)):
+        (folder / name).touch()
+        os.utime(folder / name, times=(time.time() - age,) * 2)
+    open_ = both[0].files.open
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        file = open_(*arguments)
+        both[1].save({"whose": 1}, None)
+        return file
+
+    monkeypatch.setattr(both[0].files, "open", meanwhile)
+    both[0].save({"whose": 0}, None)
+    assert both[1].load() == ({"whose": 0}, [])
+    assert sorted(path.name for path in folder.iterdir()) == ["state-00000000.pt", "unfinished", "unfinished-new"]
 
 
 def test_other_data_than_at_the_start_are_refused(cell: spec.Cell, tmp_path: Path) -> None:

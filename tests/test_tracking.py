@@ -100,6 +100,14 @@ def test_the_layout_of_another_version_with_runs_in_it_is_not_to_be_removed(laid
     assert "mlflow db upgrade" in message
 
 
+def test_a_link_to_nothing_stays_and_is_named(tmp_path: Path) -> None:
+    link = tmp_path / "m.db"
+    link.symlink_to(tmp_path / "away" / "real.db")
+    assert f"{link} is a link to {tmp_path}/away/real.db, which is not there; bring it" in refused(f"sqlite:///{link}")
+    assert os.listdir(tmp_path) == ["m.db"]
+    assert link.is_symlink()
+
+
 def test_a_folder_a_text_and_a_torn_database_are_refused_at_once(laid_out: Path, tmp_path: Path) -> None:
     began = time.monotonic()
     assert f"{tmp_path} is a folder; name a file in it" in refused(f"sqlite:///{tmp_path}")
@@ -202,6 +210,40 @@ def test_no_password_gets_into_a_message() -> None:
     assert not any(secret in text for secret in ("s3cr", "abc", "other@"))
     assert "https://me:***@host" in text
     assert tracking.without_secrets("no colon@here", "sqlite:///m.db") == "no colon@here"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:pa@secret@host/x", "http://me:***@host/x"),
+        ("postgresql://me:p@ssw0rd@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:pass/w0rd@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:a@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://host/db?user=me&sslpassword=secret", "postgresql://host/db?user=me&sslpassword=***"),
+        ("mysql://host/db?passwd=secret&x=1", "mysql://host/db?passwd=***&x=1"),
+        ("https://TOKEN@host", "https://***@host"),
+        ("ftp://me:secret@host/x", "ftp://me:***@host/x"),
+        ("http://[::1]:5000/a", "http://[::1]:5000/a"),
+        ("sqlite:////tmp/a@b:c.db", "sqlite:////tmp/a@b:c.db"),
+    ],
+)
+def test_an_address_is_shown_without_its_secret_and_else_as_it_is(uri: str, shown: str) -> None:
+    assert tracking.without_secrets(f"a bad address: {uri}", uri) == f"a bad address: {shown}"
+
+
+def test_outside_of_an_address_a_password_is_masked_where_it_stands_alone() -> None:
+    said = 'no host "ssw0rd@host"; a password: p@ssw0rd, ssw0rd, ssw0rds'
+    masked = 'no host "***@host"; a password: ***, ***, ssw0rds'
+    assert tracking.without_secrets(said, "postgresql://me:p@ssw0rd@host/db") == masked
+    assert tracking.without_secrets(said, "postgresql://me:a@host/db") == said
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite+pysqlite://", "sqlite:///file:x?mode=memory&uri=true"],
+)
+def test_a_store_in_memory_is_refused(uri: str) -> None:
+    assert f"tracking store {uri} is kept in memory, where finished seeds would be lost; name a file" in refused(uri)
 
 
 @pytest.mark.parametrize(

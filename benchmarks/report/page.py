@@ -150,11 +150,11 @@ def readme_block(top: dict[str, tables.View], sides: Sides, rules: claims.Claims
     for name, view in top.items():
         whole = f"[the whole table]({(out / name / f'{view.table}.md').as_posix()})"
         lines += [
-            f"**{view.title}** (profile `{name}`, n seeds in the last column; {len(rows[name])} rows of {whole})",
+            f"**{tables.unmarked(view.title)}** (profile `{name}`, n seeds in the last column; {len(rows[name])} rows of {whole})",
             "",
         ]
         lines += [*tables.markdown_table(replace(view, lines=rows[name])), ""]
-        notes = [f"{note}  " for note in view.notes if f"{note}  " not in lines]
+        notes = [f"{tables.unmarked(note)}  " for note in view.notes if f"{tables.unmarked(note)}  " not in lines]
         lines += [*notes, ""] if notes else []
     lines += [
         "| claim | " + " | ".join(f"on `{name}`" for name in sides.judged) + " |",
@@ -163,7 +163,7 @@ def readme_block(top: dict[str, tables.View], sides: Sides, rules: claims.Claims
     for claim in rules.claim:
         found = [judged[claim.id] for judged in sides.judged.values()]
         verdicts = " | ".join(f"{one.said}: {one.tally}" if "," in one.tally else one.said for one in found)
-        lines.append(f"| {claim.id}: {claim.title} | {verdicts} |")
+        lines.append(f"| {claim.id}: {tables.unmarked(claim.title)} | {verdicts} |")
     most = max(top, key=lambda name: len(rows[name]))
     figure = out / most / "figures" / README_FIGURE
     if files.newest(figure):

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from benchmarks.run.train import StoppedError
 from benchmarks.run.workers import Event, Note, workers
 from benchmarks.spec import Cell, Profile, Row, SpecError, resolve
 from benchmarks.store import CheckpointError, ClaimedError, Store
+from benchmarks.tracking import without_secrets
 
 FIRST_SEED = 42  # the paper's
 STATE_DIR = "state"
@@ -69,7 +71,8 @@ def jobs_of(rows: dict[str, list[Row]], profile: Profile, seeds: int) -> list[Jo
 
 
 def check(jobs: list[Job]) -> None:
-    """Find out before anything is trained whether each cell names data and a network that there are, and leaves images to train.
+    """Find out before anything is trained whether each cell names data and a network that there are, and leaves images to train
+    and to validate.
 
     Raises:
         SpecError: it does not.
@@ -80,6 +83,10 @@ def check(jobs: list[Job]) -> None:
         size, share = data.SIZES.get(cell.dataset), cell.recipe.validation
         if size and size.train * (1 - share) < size.classes:
             raise SpecError(f"{cell.name}: validation = {share} leaves less than one training image a class; lower it")
+        if size and share and size.train / size.classes * share < 0.5:  # which is rounded
+            raise SpecError(
+                f"{cell.name}: validation = {share} leaves no validation image a class; raise it, or set it to 0"
+            )
         shapes[cell.dataset, cell.architecture, str(cell.network)] = cell
     for cell in shapes.values():
         if cell.dataset not in data.SIZES:
@@ -131,10 +138,12 @@ def run(
     try:
         files, folder = fsspec.core.url_to_fs(state_dir)
         files.makedirs(folder, exist_ok=True)
-    except (ValueError, ImportError, OSError) as error:
-        raise SpecError(
-            f"states can't be kept in {state_dir}: {error}; name a folder that can be written to"
-        ) from error
+        with files.open(probe := f"{folder.rstrip('/')}/.lmht-{uuid.uuid4().hex}", "wb"):
+            pass
+        files.rm(probe)
+    except Exception as error:  # whatever a file system says that is away, or only read from
+        why = without_secrets(f"{state_dir}: {error or type(error).__name__}", state_dir)
+        raise SpecError(f"states can't be kept in {why}; name a folder that can be written to") from error
     done = store.seeds()
     finished = {(row.cell, row.seed): row.run_id for row in done.itertuples()} if len(done) else {}
     waiting = [job for job in jobs if job.key not in finished]

@@ -9,9 +9,13 @@ import io
 import json
 import os
 import random
+import re
 import signal
+import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, MappingProxyType, TracebackType
 from typing import Any, Self
@@ -21,11 +25,12 @@ import numpy as np
 import torch
 from fsspec.implementations.local import LocalFileSystem
 
-from benchmarks.files import to_disk
+from benchmarks.files import ABANDONED, to_disk
 from benchmarks.spec import Cell
 
 FORMAT = 4
 KEPT = 2
+STATE = re.compile(r"/state-[0-9]{8}\.pt$")
 
 
 class StateError(Exception):
@@ -110,24 +115,36 @@ class States:
 
     def run_id(self) -> str | None:
         """The MLflow run that the newest usable state belongs to."""
-        newest = self._newest([])
+        newest = self._newest([], lambda content: None)
         return newest[0]["run_id"] if newest else None
 
-    def load(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The newest usable state, None if there is none, and why newer ones were refused."""
+    def load(
+        self, check: Callable[[dict[str, Any]], None] = lambda content: None
+    ) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest usable state, None if there is none, and why newer ones were refused.
+
+        ``check`` raises what it likes at a content that the training could not take.
+        """
         refused: list[str] = []
-        newest = self._newest(refused)
+        newest = self._newest(refused, check)
         return newest[1] if newest else None, refused
 
     def save(self, content: dict[str, Any], run_id: str | None) -> None:
-        """Write a state; the two newest are kept."""
+        """Write a state; the two newest are kept.
+
+        Two trainings of one seed, by two stores, may share the folder: neither writes to the other's file.
+        """
         buffer = io.BytesIO()
         torch.save(content, buffer)
         header = self.identity | {"run_id": run_id, "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}
         self.files.makedirs(self.folder, exist_ok=True)
-        names = self._names()
+        for left in self.files.glob(f"{self.folder}/unfinished-*"):
+            with suppress(OSError, NotImplementedError):  # the other's, just renamed; a place that tells no times
+                if (datetime.now(UTC) - self.files.modified(left)).total_seconds() > ABANDONED:
+                    self.files.rm(left)
+        names = [name for name in self._names() if STATE.search(name)]
         number = int(names[-1].rsplit("-", 1)[1].removesuffix(".pt")) + 1 if names else 0
-        temporary = f"{self.folder}/unfinished"
+        temporary = f"{self.folder}/unfinished-{uuid.uuid4().hex}"
         with self.files.open(temporary, "wb") as file:
             file.write(json.dumps(header).encode() + b"\n")
             file.write(buffer.getbuffer())
@@ -138,7 +155,8 @@ class States:
         if isinstance(self.files, LocalFileSystem):
             to_disk(Path(self.folder))
         for old in names[: 1 - KEPT]:
-            self.files.rm(old)
+            with suppress(FileNotFoundError):
+                self.files.rm(old, recursive=True)  # it may be a folder, which was refused
 
     def discard(self) -> None:
         """Remove the folder: the seed is finished."""
@@ -148,32 +166,44 @@ class States:
     def _names(self) -> list[str]:
         return sorted(self.files.glob(f"{self.folder}/state-*.pt"))
 
-    def _newest(self, refused: list[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def _newest(
+        self, refused: list[str], check: Callable[[dict[str, Any]], None]
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
         for name in reversed(self._names()):
             try:
-                return self._read(name)
+                return self._read(name, check)
             except StateError as error:
                 refused.append(str(error))
         return None
 
-    def _read(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        line, _, body = self.files.cat_file(name).partition(b"\n")
+    def _read(self, name: str, check: Callable[[dict[str, Any]], None]) -> tuple[dict[str, Any], dict[str, Any]]:
+        try:
+            line, _, body = self.files.cat_file(name).partition(b"\n")
+        except OSError as error:
+            raise StateError(f"{name} can't be read: {error}") from None
         try:
             header = json.loads(line)
-            checksum = header["sha256"]
-        except (ValueError, KeyError, TypeError):
+            checksum, run_id = header["sha256"], header["run_id"]
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise StateError(f"{name} is not a state of a training") from None
+        if not STATE.search(name) or not isinstance(run_id, str | None):
+            raise StateError(f"{name} is not a state of a training")
         for key, ours in self.identity.items():
             if header.get(key) != ours:
                 raise StateError(f"{name} has {key} {header.get(key)!r}, this training {ours!r}")
         if hashlib.sha256(body).hexdigest() != checksum:
             raise StateError(f"{name} is damaged: its SHA-256 is not the one it was written with")
         try:
-            return header, torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+            content = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
         except Exception as error:  # whatever a foreign pickle does: none of it is run
             raise StateError(
                 f"{name} holds more than tensors and numbers, and is not read: {str(error).splitlines()[0]}"
             ) from None
+        try:
+            check(content)
+        except Exception as error:  # whatever it stumbles over
+            raise StateError(f"{name} does not fit this training: {error}") from None
+        return header, content
 
 
 def generators() -> dict[str, Any]:

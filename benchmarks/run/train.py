@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +120,29 @@ def _train(
     fabric = together.fabric(devices, device, recipe.precision)
     fabric.launch()
     torch.manual_seed(seed)
-    before, refused = states.load() if states and fabric.is_global_zero else (None, [])
-    before = fabric.broadcast(before)  # all processes go on from the leader's
-    for reason in refused:
-        warnings.warn(f"{reason}; going on from the state before it, or from the start", stacklevel=2)
     info = together.everywhere(
         lambda: data.load(
             cell.dataset, root=root, steps=cell.neuron.steps, augment=recipe.augment, validation=recipe.validation
         ),
         data.DataError,
     )
+    options: dict[str, Any] = {"seed": seed, "workers": data_workers, "device": fabric.device}
+    share: dict[str, Any] = {"rank": fabric.global_rank, "world": devices}
+    train, val, test = data.loaders(info, recipe.batch_size // devices, **share, **options)
+    whole_test = test if devices == 1 else data.loaders(info, recipe.batch_size, **options)[2]
+    network: MultiStep = network_of(cell, info)
+    if cell.ann is not None:
+        assert ann is not None, "a fine-tuned cell needs its quantised ANN's checkpoint"
+        assert cell.start is not None
+        weights: Any = torch.load(ann, weights_only=True) if fabric.is_global_zero else None  # others may lack the file
+        network.load_state_dict(fabric.broadcast(weights))
+        network.to(fabric.device)
+        source = network
+        network = to_lmht(source, cell.neuron.levels, cell.neuron.steps, start=cell.start)
+    before, refused = states.load(partial(fits, network)) if states and fabric.is_global_zero else (None, [])
+    before = fabric.broadcast(before)  # all processes go on from the leader's
+    for reason in refused:
+        warnings.warn(f"{reason}; going on from the state before it, or from the start", stacklevel=2)
     digest = before["data"] if before else fabric.broadcast(info.digest)
 
     def check_data() -> None:
@@ -139,23 +153,9 @@ def _train(
             )
 
     together.everywhere(check_data, TrainingError)
-    options: dict[str, Any] = {"seed": seed, "workers": data_workers, "device": fabric.device}
-    share: dict[str, Any] = {"rank": fabric.global_rank, "world": devices}
-    train, val, test = data.loaders(info, recipe.batch_size // devices, **share, **options)
-    whole_test = test if devices == 1 else data.loaders(info, recipe.batch_size, **options)[2]
     at = Progress(**before["progress"]) if before else Progress(loss_sums=[0.0] * devices)
-
-    network: MultiStep = network_of(cell, info)
-    if cell.ann is not None:
-        assert ann is not None, "a fine-tuned cell needs its quantised ANN's checkpoint"
-        assert cell.start is not None
-        weights: Any = torch.load(ann, weights_only=True) if fabric.is_global_zero else None  # others may lack the file
-        network.load_state_dict(fabric.broadcast(weights))
-        network.to(fabric.device)
-        source = network
-        network = to_lmht(source, cell.neuron.levels, cell.neuron.steps, start=cell.start)
-        if not before:
-            at.extra, at.classes = compare_with_ann(source, network, whole_test, fabric.device, cell.float64_checks)
+    if cell.ann is not None and not before:
+        at.extra, at.classes = compare_with_ann(source, network, whole_test, fabric.device, cell.float64_checks)
     if recipe.channels_last:
         check_channels_last(network, recipe, fabric.device)
         network = network.to(memory_format=torch.channels_last)
@@ -290,6 +290,19 @@ def _train(
         measured.predictions.update({name: one.numpy() for name, one in at.classes.items()})
         metrics = final | at.best | at.extra | measured.metrics
         yield Result(metrics, checkpoint, describe(info, root), measured, ", then ".join(at.devices))
+
+
+def fits(network: nn.Module, content: dict[str, Any]) -> None:
+    """Refuse, by whatever error, a state that a training of this network did not write."""
+    Progress(**content["progress"])
+    if missing := {"data", "generators", "network", "optimizer", "precision"} - content.keys():
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    ours, theirs = (
+        {name: getattr(t, "shape", None) for name, t in one.items()}
+        for one in (network.state_dict(), content["network"])
+    )
+    if unlike := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
+        raise ValueError(f"{unlike[0]} is of shape {theirs.get(unlike[0])}, the network's of {ours.get(unlike[0])}")
 
 
 @torch.no_grad()
