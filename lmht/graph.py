@@ -105,12 +105,8 @@ _LINEAR = (
     F.fold,
     F.unfold,
 )
-_MAY_COUNT = (
-    *_RESHAPING,
-    torch.cat,
-    torch.stack,
-    base.per_step,
-)  # they ask themselves what depends on the number of rows
+# they ask themselves what depends on the number of rows
+_MAY_COUNT = (*_RESHAPING, torch.cat, torch.stack, base.per_step)
 _POOLING = (F.relu, torch.relu, "relu", F.max_pool1d, F.max_pool2d, F.max_pool3d)
 _NOT_AFFINE = (torch.sigmoid, torch.tanh, F.gelu, F.silu, F.elu, F.leaky_relu, F.relu6, F.hardtanh, "sigmoid", "tanh")
 _DROPOUT = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
