@@ -456,9 +456,10 @@ def _check_unwrapped(network: nn.Module) -> None:
     for name, module in network.named_modules():
         compiled = "_orig_mod" in module._modules
         if compiled or isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            what = f"{name or 'the network'} ({type(module).__name__})"
             raise ValueError(
-                f"{name} ({type(module).__name__}) {'is compiled' if compiled else 'wraps a part of the network'}; give the tools "
-                f"what is in it (.{'_orig_mod' if compiled else 'module'}) in its place, and wrap the result"
+                f"{what} {'is compiled' if compiled else 'wraps a part of the network'}; give the tools what is in it "
+                f"(.{'_orig_mod' if compiled else 'module'}) in its place, and wrap the result"
             )
 
 

@@ -403,6 +403,9 @@ def test_rows_of_one_sample_are_followed_together() -> None:
     logits, same = foretell(net, IMAGES)
     torch.testing.assert_close(logits, reparameterize(net)(IMAGES))
     assert same.shape == (4,)
+    net = MultiStep(Three(neuron, lambda m, x: m.c(m.act2(m.act1(m.a(x)).reshape(-1, 12) * 0.5).reshape(-1, 6))), 2)
+    with pytest.raises(ValueError, match="folded input must be"):  # its only image has no other to be joined with
+        foretell(net, IMAGES)
 
 
 @pytest.mark.parametrize(

@@ -283,9 +283,10 @@ def test_somebody_elses_qcfs_is_converted_if_it_is_one() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             to_lmht(ann, 2, 2, activation=activation, scale=scale)
-    for none in (None, "QCFS", nn.functional.relu, QCFS(4)):
+    no_class: list[Any] = [None, "QCFS", nn.functional.relu, QCFS(4)]
+    for none in no_class:
         with pytest.raises(TypeError, match="activation= takes a class of modules, QCFS or your own, got"):
-            to_lmht(ann, 2, 2, activation=none)  # type: ignore[arg-type]
+            to_lmht(ann, 2, 2, activation=none)
     with pytest.raises(ValueError, match=r"Theirs is not QCFS .* 4 levels"):
         to_lmht(small(nn.BatchNorm2d(4), Theirs(4, 0.0), Theirs(4), 1), 2, 2, activation=Theirs, scale="up")
     with pytest.raises(ValueError, match=r"body\.0 \(QCFS\) is another activation than Theirs"):

@@ -472,7 +472,7 @@ def test_a_metric_that_only_some_seeds_have_says_its_own_n() -> None:
     line = dict(zip(shown.columns, shown.lines[0], strict=True))
     assert (line["ours: accuracy %"].text, line["best test epoch"].text) == ("80.00 ± 0.00", "81.00 (n = 1)")
     assert line["seeds"].text == "5"
-    assert any(note.startswith("Rows were evaluated by versions 1; 2 of that code") for note in shown.notes)
+    assert any(note.startswith("Rows were evaluated by versions 1; 2 of the code") for note in shown.notes)
 
 
 def test_fewer_seeds_are_told_beside_the_verdict() -> None:

@@ -43,7 +43,7 @@ GROUPS: tuple[dict[str, dict[str, Any]], ...] = (
     {HARD: {"reset": "hard"}, DELAYED: {"reset": "delayed"}, LOST: {"reset": "before"}},
     {LEAK: {"largest_leak": Q(1)}},
 )  # fmt: skip
-STEEPEST = 100  # the largest d(out)/dm of a surrogate; those of use are below 10
+STEEPEST = 100  # the largest d(out)/dm of a surrogate, with room: a sigmoid of slope 25 has 25/4 * theta
 CURRENTS = [Q(n, 4) for n in (-2, 1, 2, 3, 4, 6, 7, 12)]
 LEAKS = (Q(1), Q(5, 4), Q(1, 2))
 

@@ -493,7 +493,8 @@ def view(table: str, frame: pd.DataFrame, results: Results) -> View:
     versions = sorted({v for line in lines for v in line.get("evaluation", "").split("; ") if v})
     if len(versions) > 1:
         notes.append(
-            f"Rows were evaluated by versions {joined(versions)} of that code; `python -m benchmarks evaluate` measures all by one."
+            f"Rows were evaluated by versions {joined(versions)} of the code that evaluates; "
+            "`python -m benchmarks evaluate` measures all by one."
         )
     left_out = [
         f"{line['label']}, {line['architecture']} ({line['operations_not_counted']})"
