@@ -216,7 +216,7 @@ class Store:
     def open_seed(self, table: str, cell: Cell, seed: int, device: str, going_on: str | None = None) -> tuple[str, int]:
         """Claim a seed for this process and start its run below its cell's, or take up the one that a kept state belongs to.
 
-        Runs of the seed that a dead process left open are closed as killed.
+        Runs of the seed that a dead process left open are closed as killed, and those removed whose making was cut short.
 
         Returns:
             The run, and how many epochs it has logged.
@@ -232,6 +232,8 @@ class Store:
             for run_id, run in found.items():
                 if run.info.status == "RUNNING" and run_id != going_on:
                     self.pause(run_id)
+                    if UNSETTLED in run.data.tags and not run.data.metrics:
+                        self.client.delete_run(run_id)
             running = f"{query} and attributes.status = 'RUNNING'"
             if going_on in found:
                 assert going_on is not None
@@ -345,13 +347,17 @@ class Store:
         try:
             yield
         finally:
-            for run_id in list(self.lease.mine):
-                try:
-                    self.pause(run_id)
-                except StoreError:  # away: the run is closed by whoever takes the seed next
-                    break
-            for run_id in list(self.lease.mine):
-                self.lease.release(run_id)
+            self.leave()
+
+    def leave(self) -> None:
+        """Close every run that this process has claimed, as killed."""
+        for run_id in list(self.lease.mine):
+            try:
+                self.pause(run_id)
+            except StoreError:  # away: the run is closed by whoever takes the seed next
+                break
+        for run_id in list(self.lease.mine):
+            self.lease.release(run_id)
 
     def _still_ours(self, run_id: str) -> Run:
         """The run; refused if another process has taken it over, since this one's claim had expired."""

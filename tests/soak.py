@@ -6,9 +6,9 @@ one worker and two: results/reliability.md.
 
 A kill hits the whole command (start, training, writing of a state, of an artifact, evaluation), which is then given again. The
 moments are drawn with a fixed seed; where they fall depends on the machine. The networks are narrow, trained for a few epochs
-(tests/small.py): more of their time is the start, the writing of states and runs, and the evaluation. KILLS are by kill -9, a
-quarter of them of whole commands, the others of forks of one process: all that the short form does, which writes no page. A quarter
-as many are by signals that may be caught, of whole commands. One worker and two are timed on the profile's own networks.
+(tests/small.py): more of their time is the start, the writing of states and runs, and the evaluation. KILLS are by kill -9, an
+eighth of them of whole commands, the others of forks of one process: all that the short form does, which writes no page. As many
+as of whole commands are by signals that may be caught, too. One worker and two are timed on the profile's own networks.
 """
 
 import argparse
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--short", type=Path)
     options = parser.parse_args()
     began = time.monotonic()
-    whole = 0 if options.short else options.kills // 4
+    whole = 0 if options.short else options.kills // 8
     forks = Series("kill -9 of a fork", (signal.SIGKILL,), options.kills - whole, Fork)
     rows = [
         Series("kill -9 of the command", (signal.SIGKILL,), whole, small),

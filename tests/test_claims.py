@@ -88,6 +88,18 @@ def test_a_dead_process_whose_state_is_lost_leaves_a_killed_run(uri: str) -> Non
     assert {run.info.run_id == new: run.info.status for run in runs(uri)} == {True: "RUNNING", False: "KILLED"}
 
 
+def test_a_store_that_goes_away_while_a_seed_is_claimed_leaves_one_run(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = Store("digits", uri)
+    with monkeypatch.context() as away:
+        away.setattr(Store, "_settle", lambda *_: (_ for _ in ()).throw(OSError("the store is away")))
+        with pytest.raises(store.StoreError, match="the store is away"):
+            ours.open_seed("table1", cells()[0], 42, "cpu")
+    run_id, _ = ours.open_seed("table1", cells()[0], 42, "cpu")
+    assert [(run.info.run_id, run.info.status) for run in runs(uri)] == [(run_id, "RUNNING")]
+
+
 def test_another_hosts_claim_holds_until_it_expires(uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     there = Store("digits", uri)
     run_id, _ = there.open_seed("table1", cells()[0], 42, "cpu")

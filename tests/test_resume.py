@@ -417,8 +417,12 @@ def test_two_signals_end_the_command_at_once_and_leave_a_state_and_no_process(
     assert "Traceback" not in output
     assert not left(tmp_path)
     assert list(tmp_path.glob("state/*/state-*.pt"))
-    if jobs == 1:  # Ray ends its workers by force, whose folders then stay
-        assert {path.name for path in temporary.iterdir()} <= {f"torchinductor_{getuser()}"}
+    assert {path.name for path in temporary.iterdir()} <= {f"torchinductor_{getuser()}"}
+    client = MlflowClient(f"sqlite:///{tmp_path}/m.db")
+    experiment = client.get_experiment_by_name("digits/table4")
+    assert experiment is not None
+    cut = client.search_runs([experiment.experiment_id], "tags.kind = 'seed'")
+    assert [one.info.status for one in cut] == ["KILLED"]
 
 
 def test_five_kills_at_random_moments_change_nothing(empty_database: Path) -> None:

@@ -1,6 +1,7 @@
 """Which seeds of which cells still have to be trained, in which order, and what becomes of them in the store."""
 
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -159,7 +160,15 @@ def run(
     )
     store.renew_cells()
     temporary = tempfile.TemporaryDirectory(prefix="lmht-", ignore_cleanup_errors=True)
-    stop.last = temporary.cleanup
+
+    def last() -> None:
+        # In a thread, as this one may be in the middle of a call to the store; a store that does not answer is left.
+        closing = threading.Thread(target=store.leave, daemon=True)
+        closing.start()
+        temporary.cleanup()
+        closing.join(1)
+
+    stop.last = last
     with (
         temporary as scratch,
         workers(parallel, device, stop, group, ray) as pool,

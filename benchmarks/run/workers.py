@@ -58,9 +58,14 @@ def _foreseen(cell: Cell, seed: int, **options: Any) -> Iterator[Event]:
         yield str(error)
 
 
-def _away(cell: Cell, seed: int, ann: bytes | None, **options: Any) -> Iterator[tuple[Event, bytes]]:
-    """The same in a worker, perhaps on another machine: checkpoints come and go as bytes."""
-    with tempfile.TemporaryDirectory(prefix="lmht-") as scratch:
+def _away(
+    cell: Cell, seed: int, ann: bytes | None, folder: Path | None, **options: Any
+) -> Iterator[tuple[Event, bytes]]:
+    """The same in a worker, perhaps on another machine: checkpoints come and go as bytes.
+
+    ``folder``: where the command that began it removes what a worker leaves that is ended by force; None on other machines.
+    """
+    with tempfile.TemporaryDirectory(prefix="lmht-", dir=folder) as scratch:
         source, out = Path(scratch, "ann.pt"), Path(scratch, "checkpoint.pt")
         if ann is not None:
             source.write_bytes(ann)
@@ -255,12 +260,14 @@ class OnRay:
 
     def _begin(self, training: Spread) -> None:
         options = dict(training.options)
-        del options["out"]
-        ann = options.pop("ann", None)
+        out, ann = options.pop("out"), options.pop("ann", None)
         wants = self.wants(training.cell, options.get("data_workers", 0))
         remote = self.remote.options(num_cpus=wants["CPU"], num_gpus=wants.get("GPU", 0))
         content = ann.read_bytes() if ann else None
-        training.events = remote.remote(training.cell, training.seed, content, stopping=Asking(self.flag), **options)
+        folder = out.parent if self.local else None
+        training.events = remote.remote(
+            training.cell, training.seed, content, folder, stopping=Asking(self.flag), **options
+        )
 
     def next_event(self, running: list[Any]) -> tuple[Any, Event]:
         while True:
