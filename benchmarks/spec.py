@@ -5,9 +5,10 @@ import io
 import itertools
 import json
 import tomllib
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -210,6 +211,11 @@ class Cell(Strict):
     @cached_property
     def hash(self) -> str:
         return content_hash(self.model_dump(mode="json"))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copy = super().model_copy(update=update, deep=deep)
+        vars(copy).pop("hash", None)  # pydantic copies what is cached
+        return copy
 
     @property
     def name(self) -> str:

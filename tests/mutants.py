@@ -1,8 +1,9 @@
 """Mutants of the equations' code, and which of them the tests let live: results/mutants.md.
 
-    python tests/mutants.py run [--minutes 25]     test mutants at random: those of out/mutants/session.sqlite without an outcome,
-                                                   but first those that lived, as there may be a new test
-    python tests/mutants.py page                   the page, from that session and the reasons in tests/mutants.toml
+    python tests/mutants.py run [--suite NAME] [--minutes 25]    test mutants at random: those without an outcome in the sessions
+                                                                 out/mutants/NAME.sqlite, but first those that lived, as there
+                                                                 may be a new test
+    python tests/mutants.py page                                 the page, from those sessions and the reasons in mutants.toml
 
 Cosmic Ray makes the mutants, in a copy of the tree under out/mutants. Each is tested in a fork of a process that has imported torch
 already: its tests take seconds, that import ten.
@@ -20,7 +21,7 @@ import tomllib
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from cosmic_ray.commands import init
@@ -32,10 +33,31 @@ from hypothesis import Phase, settings
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "out" / "mutants"
-SESSION, TREE = OUT / "session.sqlite", OUT / "tree"
-MODULES = [Path("lmht", name) for name in ("functional.py", "surrogate.py", "tgim.py")]
-TESTS = ("tests/test_neurons.py", "theorems/test_gradients.py", "theorems/test_contract.py")
+TREE = OUT / "tree"
 EXAMPLES, LIMIT = 10, 300  # of a property; seconds of a mutant's tests, after which it counts as killed
+
+
+class Suite(NamedTuple):
+    """Modules whose mutants are made, files of tests that are to kill them, and the environment of these."""
+
+    modules: tuple[str, ...]
+    tests: tuple[str, ...]
+    environment: dict[str, str]
+
+    @property
+    def paths(self) -> list[Path]:
+        return [Path("lmht", name) for name in self.modules]
+
+
+EAGER = ("tests/test_neurons.py", "theorems/test_gradients.py", "theorems/test_contract.py")
+SUITES = {
+    "equations": Suite(("functional.py", "surrogate.py", "tgim.py"), EAGER, {"LMHT_BACKEND": "eager"}),
+    "compiled": Suite(
+        ("kernels/operator.py", "kernels/compiled.py"), ("tests/test_kernels.py", "tests/test_fusion.py"), {}
+    ),
+    "triton": Suite(("kernels/gpu.py",), ("tests/test_kernels.py",), {"TRITON_INTERPRET": "1"}),
+}
+
 # Of the operators that Cosmic Ray has, those whose mutants could be somebody's slip: each binary operator has one other to become.
 BINARY = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Div_FloorDiv", "BitAnd_BitOr")
 OTHERS = ("AddNot", "NumberReplacer", "RemoveDecorator", "ReplaceAndWithOr", "ReplaceOrWithAnd", "ReplaceTrueWithFalse")
@@ -50,7 +72,11 @@ def wanted(operator: str) -> bool:
     return name.removeprefix("ReplaceBinaryOperator_") in BINARY or name in OTHERS
 
 
-def prepare(db: WorkDB) -> None:
+def session(name: str) -> Path:
+    return OUT / f"{name}.sqlite"
+
+
+def prepare(db: WorkDB, suite: Suite) -> None:
     """A copy of what git knows of, and the list of mutants."""
     tracked = ["lmht", "theorems", "tests", "pyproject.toml"]
     names = subprocess.run(["git", "ls-files", *tracked], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -60,12 +86,12 @@ def prepare(db: WorkDB) -> None:
         shutil.copy(ROOT / name, TREE / name)
     os.chdir(TREE)
     if not db.num_work_items:
-        init(MODULES, db, {})
+        init(suite.paths, db, {})
         left_out = [item.job_id for item in db.work_items if not wanted(item.mutations[0].operator_name)]
         db.set_multiple_results(left_out, WorkResult(WorkerOutcome.SKIPPED, "not among the chosen operators"))
 
 
-def test() -> int:
+def test(suite: Suite) -> int:
     """Exit code of the tests of the tree as it stands; minus the signal that ended them."""
     child = os.fork()
     if not child:
@@ -76,24 +102,23 @@ def test() -> int:
         options: dict[str, Any] = {"derandomize": True, "database": None, "deadline": None, "phases": phases}
         settings.register_profile("mutants", max_examples=EXAMPLES, **options)
         plugins = ["-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin", "--hypothesis-profile=mutants"]
-        code = pytest.main(["-x", "-q", *plugins, *TESTS])
+        code = pytest.main(["-x", "-q", *plugins, *suite.tests])
         ours = importlib.import_module("lmht").__file__ or ""
         os._exit(code or not ours.startswith(str(TREE)))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def run(minutes: float) -> None:
-    os.environ |= {"LMHT_BACKEND": "eager", "OMP_NUM_THREADS": "1"}  # the fused operators are other code
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+def run(suite: Suite, database: Path, minutes: float) -> None:
+    os.environ |= suite.environment | {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     for module in ("torch._dynamo", "hypothesis.internal.conjecture.engine"):  # what takes the seconds
         importlib.import_module(module)
-    SESSION.parent.mkdir(parents=True, exist_ok=True)
+    database.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * minutes
-    with use_db(SESSION) as db:
-        prepare(db)
+    with use_db(database) as db:
+        prepare(db, suite)
         sys.path[0] = str(TREE)
         began = time.monotonic()
-        if test():
+        if test(suite):
             raise SystemExit(f"the tests fail without a mutation: {OUT / 'last.txt'}")
         pending = [item for item, result in db.completed_work_items if result.test_outcome == TestOutcome.SURVIVED]
         pending += db.pending_work_items
@@ -104,7 +129,7 @@ def run(minutes: float) -> None:
                 raise SystemExit(f"time is up: {len(pending) - number} mutants not tested; the same command goes on")
             (mutation,) = item.mutations
             with use_mutation(mutation.module_path, get_operator(mutation.operator_name)(), mutation.occurrence) as two:
-                code = test()
+                code = test(suite)
             outcome = TestOutcome.KILLED if code else TestOutcome.SURVIVED
             db.set_result(item.job_id, WorkResult(WorkerOutcome.NORMAL, str(code), outcome, changed(*two)))
 
@@ -126,9 +151,11 @@ def page() -> str:
     """The page; SystemExit if a mutant lives without a reason, or a reason is given for none that lives."""
     known = tomllib.loads((ROOT / "tests" / "mutants.toml").read_text())["lives"]
     reasons = {(one["was"], one["now"]): one["why"] for one in known}
-    with use_db(SESSION, WorkDB.Mode.open) as db:
-        done = [(item.mutations[0], result) for item, result in db.completed_work_items]
-        left = len(db.pending_work_items)
+    done, left = [], Counter[str]()
+    for name in SUITES:
+        with use_db(session(name), WorkDB.Mode.open) as db:
+            done += [(item.mutations[0], result) for item, result in db.completed_work_items]
+            left.update(str(item.mutations[0].module_path) for item in db.pending_work_items)
     tested = [(mutation, result) for mutation, result in done if result.worker_outcome == WorkerOutcome.NORMAL]
     lives = [(mutation, result) for mutation, result in tested if result.test_outcome == TestOutcome.SURVIVED]
     rows, without = [], dict(reasons)
@@ -145,23 +172,23 @@ def page() -> str:
         raise SystemExit(f"reasons for mutants that do not live: {list(without)}")
     counts = Counter((str(mutation.module_path), result.test_outcome) for mutation, result in tested)
     lines = [
-        "# Mutants of the equations' code",
+        "# Mutants of the equations' code, and of the kernels'",
         "",
         "Generated by `tox run -e mutants`, with the reasons in `tests/mutants.toml`. A mutant is one change in one place. It is",
-        f"killed if a test of {', '.join(f'`{name}`' for name in TESTS)} fails, on {EXAMPLES} examples a property.",
+        f"killed if a test fails, on {EXAMPLES} examples a property; Triton's kernels are interpreted on the CPU. Mutants",
+        "are drawn at random, until the time is up.",
         "",
-        "| module | mutants | killed | live |",
-        "|---|---:|---:|---:|",
+        "| module | tests | mutants tested | killed | live | not tested |",
+        "|---|---|---:|---:|---:|---:|",
     ]
-    for module in MODULES:
-        killed, alive = (counts[str(module), outcome] for outcome in (TestOutcome.KILLED, TestOutcome.SURVIVED))
-        lines.append(f"| {module} | {killed + alive} | {killed} | {alive} |")
-    skipped = len(done) - len(tested)
+    for suite in SUITES.values():
+        for module in map(str, suite.paths):
+            killed, alive = (counts[module, outcome] for outcome in (TestOutcome.KILLED, TestOutcome.SURVIVED))
+            tests = ", ".join(f"`{name}`" for name in suite.tests)
+            lines.append(f"| {module} | {tests} | {killed + alive} | {killed} | {alive} | {left[module]} |")
     lines += [
         "",
-        f"Tested: {len(tested)} of {len(tested) + left} mutants"
-        + ", drawn at random, until the time was up." * bool(left),
-        f"Left out: {skipped} that are no likely slip (`+` to `<<`, `==` to `is`), and `lmht/kernels`, which the same suite tests.",
+        f"Left out: {len(done) - len(tested)} that are no likely slip (`+` to `<<`, `==` to `is`).",
         "",
         "## Those that live",
         "",
@@ -178,10 +205,11 @@ def page() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "page"))
+    parser.add_argument("--suite", choices=SUITES, default="equations", help="of run: whose mutants")
     parser.add_argument("--minutes", type=float, default=120, help="of run: start no further mutant after so long")
     options = parser.parse_args()
     if options.what == "run":
-        run(options.minutes)
+        run(SUITES[options.suite], session(options.suite), options.minutes)
     else:
         (ROOT / "results" / "mutants.md").write_text(page())
 

@@ -90,6 +90,8 @@ def test_a_cells_hash_follows_its_content_and_not_its_row() -> None:
         update={"direct": spec.RecipeBook(base=profile.direct.base.model_copy(update={"epochs": 99}))}
     )
     assert spec.resolve(one, longer).hash != spec.resolve(one, profile).hash
+    cell = spec.resolve(one, profile)
+    assert cell.model_copy(update={"backend": f"not {cell.hash}"}).hash != cell.hash
 
 
 def test_jobs_are_unique_and_upstream_comes_first() -> None:
