@@ -162,7 +162,7 @@ def interrupted(series: Series, fresh: Callable[[str], Path]) -> None:
     if series.how(alone).wait():
         raise SystemExit((alone / "log").read_text()[-3000:])
     took = time.monotonic() - took
-    span = (0.0 if series.how is Fork else 0.5), 0.75 * took
+    span = (0.0 if series.how is Fork else 0.5), 0.4 * took  # so that one training is killed again and again
     expected, moments = told(alone), random.Random(0)
     while series.injected < series.most:
         folder = fresh(f"{series.name} {series.trainings}")
@@ -175,7 +175,7 @@ def other_faults(out: Path) -> subprocess.Popen[bytes]:
     """The tests of all other faults, started: they wait so much that kills go on beside them."""
     files = [f"tests/test_{name}.py" for name in FAULTS]
     files += [f"tests/test_{name.replace('::', '.py::')}" for name in ELSEWHERE]
-    words = [sys.executable, "-m", "pytest", "-q", "-n", "3", f"--junitxml={out}", *files]
+    words = [sys.executable, "-m", "pytest", "-q", "-n", "2", f"--junitxml={out}", *files]
     long = os.environ | {"LMHT_SOAK": "1"}  # the tests that take minutes, too
     return subprocess.Popen(words, cwd=ROOT, env=long)
 
