@@ -12,6 +12,7 @@ already: its tests take seconds, that import ten.
 import argparse
 import importlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,8 @@ from hypothesis import Phase, settings
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "out" / "mutants"
 TREE = OUT / "tree"
-EXAMPLES, LIMIT = 10, 300  # of a property; seconds of a mutant's tests, after which it counts as killed
+EXAMPLES = 10  # of a property
+LIMIT = 300  # seconds of a mutant's tests on the processor, after which it counts as killed
 
 
 class Suite(NamedTuple):
@@ -95,7 +97,8 @@ def test(suite: Suite) -> int:
     """Exit code of the tests of the tree as it stands; minus the signal that ended them."""
     child = os.fork()
     if not child:
-        signal.alarm(LIMIT)
+        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
+        signal.alarm(12 * LIMIT)  # one that waits for ever
         os.dup2(os.open(OUT / "last.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.dup2(1, 2)
         phases = [Phase.explicit, Phase.generate]  # that it fails is enough, however large the example
