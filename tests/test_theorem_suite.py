@@ -168,7 +168,7 @@ def test_a_fault_beside_a_convention_fails(
 @pytest.mark.parametrize(
     ("neuron", "statement", "words"),
     [
-        ("nan_at_three_quarters", "Eqs. 5-6", "theta = 0.75, leak = 0.5, levels = 3: not finite: [nan, nan"),
+        ("nan_at_three_quarters", "Eqs. 5-6", ": not finite: [nan"),
         ("nan_at_three_quarters", "Contract", ""),
         ("no_backward", "T-GIM to STBP", "IndexError: list index out of range"),
         ("ceils", "Contract", ""),
