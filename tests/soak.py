@@ -146,7 +146,8 @@ def train(folder: Path, series: Series, moments: random.Random, span: tuple[floa
             process.wait(moments.uniform(*span) if series.injected < series.most else None)
         except subprocess.TimeoutExpired:
             process.send_signal(moments.choice(series.signals))
-            code = process.wait()
+            if not (code := process.wait()):
+                return  # its training had ended
             series.injected += 1
             series.codes[code] = series.codes.get(code, 0) + 1
             continue
@@ -162,7 +163,7 @@ def interrupted(series: Series, fresh: Callable[[str], Path]) -> None:
     if series.how(alone).wait():
         raise SystemExit((alone / "log").read_text()[-3000:])
     took = time.monotonic() - took
-    span = (0.0 if series.how is Fork else 0.5), 0.4 * took  # so that one training is killed again and again
+    span = (0.0 if series.how is Fork else 0.5), 0.6 * took
     expected, moments = told(alone), random.Random(0)
     while series.injected < series.most:
         folder = fresh(f"{series.name} {series.trainings}")
