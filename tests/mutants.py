@@ -1,9 +1,9 @@
 """Mutants of the equations' code, and which of them the tests let live: results/mutants.md.
 
-    python tests/mutants.py run [--suite NAME] [--minutes 25]    test mutants at random: those without an outcome in the sessions
-                                                                 out/mutants/NAME.sqlite, but first those that lived, as there
-                                                                 may be a new test
-    python tests/mutants.py page                                 the page, from those sessions and the reasons in mutants.toml
+    python tests/mutants.py run [--suite NAME] [--minutes 25]    test mutants at random: those without an outcome in
+                                                                 out/mutants/NAME, but first those that lived, as there may be
+                                                                 a new test
+    python tests/mutants.py page                                 the page, from out/mutants and the reasons in mutants.toml
 
 Cosmic Ray makes the mutants, in a copy of the tree under out/mutants. Each is tested in a fork of a process that has imported torch
 already: its tests take seconds, that import ten.
@@ -34,7 +34,6 @@ from hypothesis import Phase, settings
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "out" / "mutants"
-TREE = OUT / "tree"
 EXAMPLES = 10  # of a property
 LIMIT = 300  # seconds of a mutant's tests on the processor, after which it counts as killed
 
@@ -42,6 +41,7 @@ LIMIT = 300  # seconds of a mutant's tests on the processor, after which it coun
 class Suite(NamedTuple):
     """Modules whose mutants are made, files of tests that are to kill them, and the environment of these."""
 
+    name: str
     modules: tuple[str, ...]
     tests: tuple[str, ...]
     environment: dict[str, str]
@@ -50,15 +50,31 @@ class Suite(NamedTuple):
     def paths(self) -> list[Path]:
         return [Path("lmht", name) for name in self.modules]
 
+    @property
+    def folder(self) -> Path:
+        return OUT / self.name
+
+    @property
+    def session(self) -> Path:
+        return self.folder / "session.sqlite"
+
+    @property
+    def tree(self) -> Path:
+        return self.folder / "tree"
+
+    @property
+    def last(self) -> Path:
+        """What the last tests said."""
+        return self.folder / "last.txt"
+
 
 EAGER = ("tests/test_neurons.py", "theorems/test_gradients.py", "theorems/test_contract.py")
-SUITES = {
-    "equations": Suite(("functional.py", "surrogate.py", "tgim.py"), EAGER, {"LMHT_BACKEND": "eager"}),
-    "compiled": Suite(
-        ("kernels/operator.py", "kernels/compiled.py"), ("tests/test_kernels.py", "tests/test_fusion.py"), {}
-    ),
-    "triton": Suite(("kernels/gpu.py",), ("tests/test_kernels.py",), {"TRITON_INTERPRET": "1"}),
-}
+KERNELS = ("tests/test_kernels.py", "tests/test_fusion.py")
+SUITES = (
+    Suite("equations", ("functional.py", "surrogate.py", "tgim.py"), EAGER, {"LMHT_BACKEND": "eager"}),
+    Suite("compiled", ("kernels/operator.py", "kernels/compiled.py"), KERNELS, {}),
+    Suite("triton", ("kernels/gpu.py",), KERNELS[:1], {"TRITON_INTERPRET": "1"}),
+)
 
 # Of the operators that Cosmic Ray has, those whose mutants could be somebody's slip: each binary operator has one other to become.
 BINARY = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Div_FloorDiv", "BitAnd_BitOr")
@@ -74,19 +90,15 @@ def wanted(operator: str) -> bool:
     return name.removeprefix("ReplaceBinaryOperator_") in BINARY or name in OTHERS
 
 
-def session(name: str) -> Path:
-    return OUT / f"{name}.sqlite"
-
-
 def prepare(db: WorkDB, suite: Suite) -> None:
     """A copy of what git knows of, and the list of mutants."""
     tracked = ["lmht", "theorems", "tests", "pyproject.toml"]
     names = subprocess.run(["git", "ls-files", *tracked], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    shutil.rmtree(TREE, ignore_errors=True)
+    shutil.rmtree(suite.tree, ignore_errors=True)
     for name in names.splitlines():
-        (TREE / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, TREE / name)
-    os.chdir(TREE)
+        (suite.tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, suite.tree / name)
+    os.chdir(suite.tree)
     if not db.num_work_items:
         init(suite.paths, db, {})
         left_out = [item.job_id for item in db.work_items if not wanted(item.mutations[0].operator_name)]
@@ -99,7 +111,7 @@ def test(suite: Suite) -> int:
     if not child:
         resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
         signal.alarm(12 * LIMIT)  # one that waits for ever
-        os.dup2(os.open(OUT / "last.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.dup2(os.open(suite.last, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.dup2(1, 2)
         phases = [Phase.explicit, Phase.generate]  # that it fails is enough, however large the example
         options: dict[str, Any] = {"derandomize": True, "database": None, "deadline": None, "phases": phases}
@@ -107,22 +119,22 @@ def test(suite: Suite) -> int:
         plugins = ["-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin", "--hypothesis-profile=mutants"]
         code = pytest.main(["-x", "-q", *plugins, *suite.tests])
         ours = importlib.import_module("lmht").__file__ or ""
-        os._exit(code or not ours.startswith(str(TREE)))
+        os._exit(code or not ours.startswith(str(suite.tree)))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def run(suite: Suite, database: Path, minutes: float) -> None:
+def run(suite: Suite, minutes: float) -> None:
     os.environ |= suite.environment | {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     for module in ("torch._dynamo", "hypothesis.internal.conjecture.engine"):  # what takes the seconds
         importlib.import_module(module)
-    database.parent.mkdir(parents=True, exist_ok=True)
+    suite.folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * minutes
-    with use_db(database) as db:
+    with use_db(suite.session) as db:
         prepare(db, suite)
-        sys.path[0] = str(TREE)
+        sys.path[0] = str(suite.tree)
         began = time.monotonic()
         if test(suite):
-            raise SystemExit(f"the tests fail without a mutation: {OUT / 'last.txt'}")
+            raise SystemExit(f"the tests fail without a mutation: {suite.last}")
         pending = [item for item, result in db.completed_work_items if result.test_outcome == TestOutcome.SURVIVED]
         pending += db.pending_work_items
         sys.dont_write_bytecode = True  # a mutant of the same size and second would be taken for the last one
@@ -155,8 +167,8 @@ def page() -> str:
     known = tomllib.loads((ROOT / "tests" / "mutants.toml").read_text())["lives"]
     reasons = {(one["was"], one["now"]): one["why"] for one in known}
     done, left = [], Counter[str]()
-    for name in SUITES:
-        with use_db(session(name), WorkDB.Mode.open) as db:
+    for suite in SUITES:
+        with use_db(suite.session, WorkDB.Mode.open) as db:
             done += [(item.mutations[0], result) for item, result in db.completed_work_items]
             left.update(str(item.mutations[0].module_path) for item in db.pending_work_items)
     tested = [(mutation, result) for mutation, result in done if result.worker_outcome == WorkerOutcome.NORMAL]
@@ -184,7 +196,7 @@ def page() -> str:
         "| module | tests | mutants tested | killed | live | not tested |",
         "|---|---|---:|---:|---:|---:|",
     ]
-    for suite in SUITES.values():
+    for suite in SUITES:
         for module in map(str, suite.paths):
             killed, alive = (counts[module, outcome] for outcome in (TestOutcome.KILLED, TestOutcome.SURVIVED))
             tests = ", ".join(f"`{name}`" for name in suite.tests)
@@ -208,11 +220,12 @@ def page() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "page"))
-    parser.add_argument("--suite", choices=SUITES, default="equations", help="of run: whose mutants")
+    names = [suite.name for suite in SUITES]
+    parser.add_argument("--suite", choices=names, default="equations", help="of run: whose mutants")
     parser.add_argument("--minutes", type=float, default=120, help="of run: start no further mutant after so long")
     options = parser.parse_args()
     if options.what == "run":
-        run(SUITES[options.suite], session(options.suite), options.minutes)
+        run(SUITES[names.index(options.suite)], options.minutes)
     else:
         (ROOT / "results" / "mutants.md").write_text(page())
 
