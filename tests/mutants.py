@@ -168,6 +168,8 @@ def page() -> str:
     reasons = {(one["was"], one["now"]): one["why"] for one in known}
     done, left = [], Counter[str]()
     for suite in SUITES:
+        if not suite.session.exists():
+            raise SystemExit(f"none of them was tested: tests/mutants.py run --suite {suite.name}")
         with use_db(suite.session, WorkDB.Mode.open) as db:
             done += [(item.mutations[0], result) for item, result in db.completed_work_items]
             left.update(str(item.mutations[0].module_path) for item in db.pending_work_items)
