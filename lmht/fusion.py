@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from lmht import functional, kernels
 from lmht.functional import compute_dtype
 from lmht.kernels import compiled, operator
 from lmht.neurons import IF, LIF, LMHT, MHT, QCFS
+from lmht.surrogate import once_differentiable
 
 NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d)
 NEURONS = (LMHT, MHT, LIF, IF)

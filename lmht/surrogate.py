@@ -1,5 +1,7 @@
 """Firing and its surrogate gradient (Eqs. 1, 3, 5 and 8)."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +28,24 @@ class _Once(torch.autograd.Function):
 def once(grad: Tensor, *at: Tensor) -> Tensor:
     """A surrogate gradient and the tensors that it is taken at; whoever differentiates it by them is refused, torch.func too."""
     return _Once.apply(grad, *at)
+
+
+def once_differentiable(backward: Callable[[Any, Tensor], tuple[Tensor | None, ...]]) -> Any:
+    """Of a Function: its ``backward``, refused to whoever differentiates that by what it saved.
+
+    After torch's decorator of this name ``torch.autograd.grad`` leaves a second derivative out without a word: no path leads from
+    the gradient to the tensors that are asked for.
+    """
+
+    @functools.wraps(backward)
+    def refusing(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            gradients = backward(ctx, grad)
+        if not torch.is_grad_enabled():
+            return gradients
+        return tuple(None if one is None else once(one, grad, *ctx.saved_tensors) for one in gradients)
+
+    return refusing
 
 
 class _Fire(torch.autograd.Function):

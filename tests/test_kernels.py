@@ -209,6 +209,30 @@ def test_layouts(backend: str) -> None:
     assert_equal(static, lmht(functional.lmht, plain[:1].repeat(2, 1, 1, 1, 1), (plain, omega, leak), **arguments))
 
 
+@pytest.mark.parametrize("asks", ["x", "omega", "leak", "scale"])
+def test_a_gradient_that_is_asked_for_alone(backend: str, poisoned: None, asks: str) -> None:
+    grad, found = dyadic(3, 301, most=4), []
+    tensors = {"x": dyadic(3, 301), "omega": dyadic(3, 3), "leak": dyadic(), "scale": dyadic().abs() + 1}
+    tensors[asks].requires_grad_()
+    for module in (kernels, functional):
+        arguments = {name: tensors[name] for name in ("omega", "leak")}
+        out = module.lmht(tensors["x"], levels=2, theta=0.5, **arguments)
+        if asks == "scale":
+            out = module.qcfs(tensors["x"], levels=2, scale=tensors["scale"])
+        found.append(torch.autograd.grad(out, tensors[asks], grad))
+    assert_equal(*found)
+
+
+def test_second_derivatives_are_refused(backend: str) -> None:
+    x, one = dyadic(2, 301).requires_grad_(), torch.tensor(1.0, dtype=torch.float64)
+    neuron = {"levels": 2, "theta": 0.5}
+    outs = kernels.lmht(x, omega=dyadic(2, 2), leak=one, **neuron), kernels.mht(x, **neuron)
+    for out in (*outs, kernels.qcfs(x, levels=2, scale=one)):
+        (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            torch.autograd.grad((gradient + x).sum(), x)
+
+
 @pytest.mark.parametrize("negated", ["x", "grad", "omega", "leak", "v0", "scale"])
 def test_what_torch_negates_lazily(backend: str, negated: str) -> None:
     """A flag on memory that holds the opposite; one argument at a time, as torch itself resolves them all where x has it."""

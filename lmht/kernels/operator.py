@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from lmht.functional import compute_dtype, symbolic
+from lmht.surrogate import once_differentiable
 
 
 def backend_module(name: str) -> ModuleType:
