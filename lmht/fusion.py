@@ -213,14 +213,15 @@ class _Normalized(torch.autograd.Function):
         out, norm = torch.empty_like(x), compiled.Normalization(rows, residual)
         kernel: Any = compiled.fire if pair.steps else compiled.qcfs
         kernel(*pair.arguments(x, omega, leak), out, norm)
-        ctx.save_for_backward(x, residual, weight, omega, leak, rows, inverse)
+        # bias for its second derivative alone, which is refused
+        ctx.save_for_backward(x, residual, weight, bias, omega, leak, rows, inverse)
         ctx.pair = pair
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, residual, weight, omega, leak, rows, inverse = ctx.saved_tensors
+        x, residual, weight, _, omega, leak, rows, inverse = ctx.saved_tensors
         pair, wanted = ctx.pair, ctx.needs_input_grad
         grad = grad.to(x.dtype).resolve_neg()
         grad = grad.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
