@@ -4,9 +4,11 @@ This is the one place that decides it. Conversion, reparameterisation, certifica
 stands in no table here is :attr:`Kind.UNKNOWN`, and they refuse it by name.
 """
 
+import builtins
 import copy
 import inspect
 import operator
+import sys
 import traceback
 from collections import deque
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -169,6 +172,21 @@ class _Proxy(fx.Proxy):
     __iadd__, __isub__, __imul__, __itruediv__ = map(_in_place, _IN_PLACE)
 
 
+@contextmanager
+def _proxies_are_tensors() -> Iterator[None]:
+    """A forward that asks ``isinstance(x, Tensor)`` of a proxy is told what it would be told of data; torch's own code is not."""
+    builtin = isinstance
+
+    def asked(one: Any, kinds: Any, /) -> bool:
+        if builtin(one, kinds) or type(one) is not _Proxy:
+            return builtin(one, kinds)
+        caller = str(sys._getframe(1).f_globals.get("__name__"))
+        return not caller.startswith("torch.") and issubclass(Tensor, kinds)  # torch itself has is_tensor
+
+    with mock.patch.object(builtins, "isinstance", asked):
+        yield
+
+
 class _Tracer(fx.Tracer):
     def __init__(self, activation: type[nn.Module]) -> None:
         super().__init__()
@@ -209,9 +227,8 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
     """What the network does in eval mode; its modules' modes are left as they were.
 
     Args:
-        network: any module that torch.fx can trace, of one tensor, from one tensor. While it is traced data are no
-            ``torch.Tensor``: a forward that branches on ``isinstance(x, Tensor)`` is traced along the other branch, which
-            :func:`check_batch` finds.
+        network: any module that torch.fx can trace, of one tensor, from one tensor. A forward that branches on ``type(x)``, catches
+            errors or draws at random may do something else on data, which :func:`check_batch` finds.
         activation: a class that counts as an activation, besides ours.
 
     Raises:
@@ -234,7 +251,8 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
         raise ValueError(f"{type(network).__name__} takes more than one input: {', '.join(asked)}")
     with evaluating(network), _attributes_kept(network):
         try:
-            graph = tracer.trace(network)
+            with _proxies_are_tensors():
+                graph = tracer.trace(network)
             for node in graph.nodes:  # each trace names them anew
                 if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
                     node.meta["constant"] = getattr(network, str(node.target))
@@ -295,8 +313,8 @@ def check_batch(network: nn.Module, found: Flow, images: Tensor) -> None:
     close = 1e-3 * float(own.nan_to_num(0, 0, 0).abs().max())
     if own.shape != traced.shape or not torch.allclose(own, traced, rtol=0, atol=close, equal_nan=True):
         raise ValueError(
-            f"{type(network).__name__} computes something else than its trace by torch.fx: its forward asks for the type of its "
-            "data (isinstance, torch.is_tensor), catches errors or draws at random; it must take one way whatever it is given"
+            f"{type(network).__name__} computes something else than its trace by torch.fx: its forward asks for the type() "
+            "of its data, catches errors or draws at random; it must take one way whatever it is given"
         )
 
 
