@@ -97,8 +97,8 @@ def fits(norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tensor | N
         return False
     if x.shape[1] != norm.num_features or (_own_statistics(norm) and x.numel() == x.shape[1]):
         return False  # errors, which the modules raise
-    learned = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    if any(one is not None and (one.dtype != compute_dtype(x) or one.device != x.device) for one in learned):
+    learned: tuple[Any, ...] = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    if not all(one is None or _readable(one, x) for one in learned):
         return False
     if norm.running_mean is None and x.dtype != compute_dtype(x):
         return False  # torch takes the statistics of halves in halves then
@@ -107,7 +107,17 @@ def fits(norm: nn.Module, activation: nn.Module, x: Tensor, residual: Tensor | N
     steps: int = getattr(activation, "steps", 1)  # QCFS has no time
     if x.shape[0] % steps or not getattr(activation, "folded", True):
         return False
-    return kernels.backend_for(x.unflatten(0, (steps, -1))) == "compiled"
+    return kernels.backend_for(_unfolded(x, steps)) == "compiled"
+
+
+def _readable(one: Tensor, x: Tensor) -> bool:
+    """Whether the kernels read a normalisation's ``[C]`` right from memory."""
+    alike = (one.dtype, one.device, *one.shape) == (compute_dtype(x), x.device, x.shape[1])
+    return alike and type(one) in (Tensor, nn.Parameter) and one.is_contiguous() and not one.is_neg()
+
+
+def _unfolded(x: Tensor, steps: int) -> Tensor:
+    return x.view(steps, -1, *x.shape[1:])
 
 
 def _innermost(x: Tensor) -> bool:
@@ -179,15 +189,16 @@ class _Pair:
                 "omega": omega,
                 "leak": leak,
             }
-            functional.check_arguments(x.unflatten(0, (pair.steps, -1)), **arguments, values=False)
+            functional.check_arguments(_unfolded(x, pair.steps), **arguments, values=False)
         return _Normalized.apply(x, residual, norm.weight, norm.bias, omega, leak, *statistics(norm, x), pair)
 
     def arguments(self, x: Tensor, omega: Tensor | None, leak: Tensor) -> tuple[Any, ...]:
         """What the activation's kernels take, ``x`` first."""
+        dtype, rows = compute_dtype(x), _rows(x, self.steps)
         if not self.steps:
-            return operator.rows(x[None], operator.strides(x[None]))[0], operator._number(leak, x), self.levels
-        v0 = x.new_tensor(self.v0, dtype=compute_dtype(x))
-        return operator.prepared(x.unflatten(0, (self.steps, -1)), omega, leak, v0, self.levels, self.theta)
+            return rows, operator.dense(leak, dtype).reshape(()), self.levels
+        constants = operator.constants(self.theta, self.levels, dtype, x.device)
+        return rows, *operator.mixing(self.steps, omega, leak, dtype), x.new_full((), self.v0, dtype=dtype), constants
 
 
 class _Normalized(torch.autograd.Function):
@@ -206,56 +217,37 @@ class _Normalized(torch.autograd.Function):
         variance: Tensor,
         pair: _Pair,
     ) -> Tensor:
-        inverse = 1 / torch.sqrt(variance + pair.eps)
-        scale = inverse if weight is None else weight * inverse
-        shift = -mean * scale if bias is None else bias - mean * scale
-        rows = repeated(scale, shift, mean)
+        rows, inverse = compiled.norm_rows(x.dtype, weight, bias, mean, variance, pair.eps)
         out, norm = torch.empty_like(x), compiled.Normalization(rows, residual)
         kernel: Any = compiled.fire if pair.steps else compiled.qcfs
         kernel(*pair.arguments(x, omega, leak), out, norm)
-        # bias for its second derivative alone, which is refused
-        ctx.save_for_backward(x, residual, weight, bias, omega, leak, rows, inverse)
+        # weight and bias for their second derivatives alone, which are refused
+        ctx.save_for_backward(x, residual, omega, leak, rows, inverse, weight, bias)
         ctx.pair = pair
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, residual, weight, _, omega, leak, rows, inverse = ctx.saved_tensors
+        x, residual, omega, leak, rows, inverse, *_ = ctx.saved_tensors
         pair, wanted = ctx.pair, ctx.needs_input_grad
         grad = grad.to(x.dtype).resolve_neg()
         grad = grad.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
         dy, sums = torch.empty_like(x), rows.new_empty(2, rows.shape[1])
         options = {"norm": compiled.Normalization(rows, residual), "sums": sums, "parameters": wanted[4] or wanted[5]}
-        rows_of_grad = grad.movedim(1, -1).view(max(pair.steps, 1), -1)
         kernel: Any = compiled.fire_backward if pair.steps else compiled.qcfs_backward
         if pair.steps:
             options["chain"] = pair.chain
-        _, *domega, dleak = kernel(
-            rows_of_grad if pair.steps else rows_of_grad[0], *pair.arguments(x, omega, leak), dy, **options
-        )
+        _, *domega, dleak = kernel(_rows(grad, pair.steps), *pair.arguments(x, omega, leak), dy, **options)
         dleak = dleak.reshape(leak.shape) if leak.numel() == dleak.numel() else dleak.sum()
-        channels = x.shape[1]
-        total, centred = sums.double().view(2, -1, channels).sum(1)  # of dy, and of dy * (x - mean)
-        scale, _, mean = rows[:, :channels].double()
-        count = x.numel() // channels if pair.own else math.inf  # statistics that are given don't depend on x
-        factors = scale, -scale * inverse.double() ** 2 * centred / count, -scale * total / count, mean
-        dx = None
-        if wanted[0]:
-            into = torch.empty_like(x) if wanted[1] else dy
-            dx = compiled.norm_backward(dy, x, repeated(*factors).to(rows.dtype), into)
-        gradients = (
-            dx,
-            dy,
-            None if weight is None else (centred * inverse.double()).to(weight.dtype),
-            total.to(rows.dtype),
-            None if omega is None else domega[0].to(omega.dtype),
-            dleak.to(leak.dtype),
-        )
+        count = x.numel() / x.shape[1] if pair.own else math.inf  # statistics that are given don't depend on x
+        dx = None if not wanted[0] else torch.empty_like(x) if wanted[1] else dy
+        dweight, dbias = compiled.norm_backward(dy, x, rows, inverse, sums, count, dx)
+        domega = [one.to(omega.dtype) for one in domega if omega is not None]
+        gradients = dx, dy, dweight, dbias, domega[0] if domega else None, dleak.to(leak.dtype)
         return *(one if want else None for one, want in zip(gradients, wanted, strict=False)), None, None, None
 
 
-def repeated(*channels: Tensor) -> Tensor:
-    """``[C]`` each, as rows that hold them again and again up to a whole number of vectors."""
-    length = len(channels[0])
-    return torch.stack(channels).repeat(1, math.lcm(length, compiled.WIDEST) // length)
+def _rows(x: Tensor, steps: int) -> Tensor:
+    """``[T, M]``, the channels innermost; ``[M]`` without time."""
+    return x.movedim(1, -1).view(steps, -1) if steps else x.movedim(1, -1).view(-1)

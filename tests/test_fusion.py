@@ -188,7 +188,12 @@ def test_left_apart() -> None:
     replaced = nn.BatchNorm2d(16)
     replaced.forward = lambda x: x  # type: ignore[method-assign]
     others = [nn.GroupNorm(4, 16), nn.InstanceNorm2d(16), Doubling(16), hooked, replaced, nn.BatchNorm2d(16).double()]
-    for other in (*others, nn.BatchNorm2d(16, device="meta")):
+    longer, strided, negated = (
+        nn.BatchNorm2d(16) for _ in range(3)
+    )  # the kernels would read what does not belong to them
+    longer.weight, strided.bias = nn.Parameter(torch.ones(17)), nn.Parameter(torch.ones(32)[::2])
+    negated.running_mean = torch._neg_view(torch.ones(16))
+    for other in (*others, longer, strided, negated, nn.BatchNorm2d(16, device="meta")):
         assert not fusion.fits(other, neuron, x, None), other
     fusion.normalized(hooked, neuron, x)
     assert called

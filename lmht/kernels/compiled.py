@@ -9,6 +9,7 @@ equations leave the T + T^2 sums for lambda and Omega out of the fusion from T =
 import ctypes
 import functools
 import importlib
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,8 +95,11 @@ def qcfs_library(dtype: torch.dtype) -> ctypes.CDLL:
 def norm_library(dtype: torch.dtype) -> ctypes.CDLL:
     """``norm.cpp`` for ``dtype``."""
     loaded = build("norm.cpp", dtype, REGISTERS=1)
-    loaded.normalization_backward.argtypes = [POINTER, POINTER, INTEGER, POINTER, INTEGER, ctypes.c_int, POINTER]
-    loaded.normalization_backward.restype = None
+    wide = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
+    loaded.rows.argtypes = [POINTER, POINTER, POINTER, POINTER, wide, INTEGER, INTEGER, POINTER, POINTER]
+    gradients: list[Any] = [ctypes.c_double, ctypes.c_int, POINTER, POINTER, POINTER]
+    loaded.backward.argtypes = [POINTER, POINTER, INTEGER, POINTER, POINTER, POINTER, INTEGER, INTEGER, *gradients]
+    loaded.rows.restype = loaded.backward.restype = None
     return loaded
 
 
@@ -215,9 +219,30 @@ def qcfs_backward(
     return dx, dscale
 
 
-def norm_backward(dy: Tensor, x: Tensor, rows: Tensor, dx: Tensor) -> Tensor:
-    """``p * dy + q * (x - mean) + r``, for the ``rows [4, period]`` p, q, r and mean; ``dx`` may be ``dy``."""
-    backward = norm_library(x.dtype).normalization_backward
-    arguments = rows.data_ptr(), rows.shape[1], torch.get_num_threads(), dx.data_ptr()
-    backward(dy.data_ptr(), x.data_ptr(), x.numel(), *arguments)
-    return dx
+def norm_rows(
+    dtype: torch.dtype, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """:attr:`Normalization.rows` for data of ``dtype``, and ``1 / sqrt(variance + eps)``; all of them ``[C]``, and dense."""
+    length = len(mean)
+    period = math.lcm(length, WIDEST)
+    rows, inverse = mean.new_empty(3, period), torch.empty_like(mean)
+    learned = (None if one is None else one.data_ptr() for one in (weight, bias))
+    given = mean.data_ptr(), variance.data_ptr(), eps, length, period
+    norm_library(dtype).rows(*learned, *given, rows.data_ptr(), inverse.data_ptr())
+    return rows, inverse
+
+
+def norm_backward(
+    dy: Tensor, x: Tensor, rows: Tensor, inverse: Tensor, sums: Tensor, count: float, dx: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the normalisation's weight and bias, ``[C]``, and of ``x`` to ``dx``, which may be ``dy``.
+
+    Args:
+        dy, sums: from the activation's backward pass.
+        count: of elements of a channel; infinite if the statistics are given.
+    """
+    dweight, dbias = torch.empty_like(inverse), torch.empty_like(inverse)
+    constants = inverse.data_ptr(), sums.data_ptr(), len(inverse), rows.shape[1], count, torch.get_num_threads()
+    gradients = None if dx is None else dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr()
+    norm_library(x.dtype).backward(dy.data_ptr(), x.data_ptr(), x.numel(), rows.data_ptr(), *constants, *gradients)
+    return dweight, dbias

@@ -96,7 +96,7 @@ extern "C" void backward(int steps, const SCALAR* grad, int64_t grad_stride, con
     std::fill_n(sums, SUMS, Part(0));
     int64_t c = 0;
     vectors(chunk * size_of_chunk, std::min((chunk + 1) * size_of_chunk, size), [&](int64_t first, auto n) INLINE {
-      Wide xs[STEPS], before[STEPS], m[STEPS], outs[STEPS], dm[STEPS];
+      Wide xs[STEPS], before[STEPS], m[STEPS], outs[STEPS], dm[STEPS], all(0), products(0);
       UNROLL for (int t = 0; t < T; ++t)
         xs[t] = channels.current(load(x + t * stride + first, n), t * size + first, c, n);
       integrate_and_fire(T, neuron, first, n, xs, before, m, outs);
@@ -113,10 +113,13 @@ extern "C" void backward(int steps, const SCALAR* grad, int64_t grad_stride, con
           UNROLL for (int t = 1; t < T; ++t) value = fmadd(Wide(neuron.omega[t * T + j]), dm[t], value);
         }
         store(value, dx + j * size + first, n);
-        if (channels.rows)
-          channels.add(Channels::narrowed(value), load(x + j * stride + first, n), c,
-                       partial_channels.data() + chunk * channels.sums());
+        if (channels.rows) {
+          const Wide gradient = Channels::narrowed(value);
+          all = all + gradient;
+          products = fmadd(gradient, channels.centred(load(x + j * stride + first, n), c), products);
+        }
       }
+      if (channels.rows) channels.add(all, products, c, partial_channels.data() + chunk * channels.sums());
       c = channels.after(c);
       if (dleak)
         UNROLL for (int t = 0; t < T; ++t) {

@@ -67,11 +67,21 @@ def prepared(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
     """The arguments as the backends take them: matrices and vectors in the dtype that is computed in."""
     dtype, layout = compute_dtype(x), strides(x)
-    omega = None if omega is None else omega.detach().to(dtype).resolve_neg().contiguous()
-    leak = leak.detach().to(dtype).resolve_neg().expand(len(x), 1)[:, 0].contiguous()
-    v0 = v0.detach().to(dtype).resolve_neg()
-    v0 = rows(v0[None], layout)[0] if v0.dim() else v0
-    return rows(x, layout), omega, leak, v0, constants(theta, levels, dtype, x.device)
+    v0 = dense(v0, dtype) if not v0.dim() else rows(v0.detach().to(dtype)[None], layout)[0]
+    return rows(x, layout), *mixing(len(x), omega, leak, dtype), v0, constants(theta, levels, dtype, x.device)
+
+
+def mixing(steps: int, omega: Tensor | None, leak: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
+    """Omega, and lambda as one value a step."""
+    leak = dense(leak, dtype)
+    return None if omega is None else dense(omega, dtype), leak.expand(steps, 1)[:, 0].contiguous()
+
+
+def dense(number: Tensor, dtype: torch.dtype) -> Tensor:
+    """Dense, and in a dtype: what the kernels read."""
+    if number.dtype == dtype and number.is_contiguous() and not number.is_neg():
+        return number.detach()
+    return number.detach().to(dtype).resolve_neg().contiguous()
 
 
 def _fire(
@@ -188,7 +198,7 @@ def _qcfs_backward(
 
 
 def _number(scale: Tensor, x: Tensor) -> Tensor:
-    return scale.detach().to(compute_dtype(x)).resolve_neg().reshape(())
+    return dense(scale, compute_dtype(x)).reshape(())
 
 
 def _alike(x: Tensor) -> Tensor:

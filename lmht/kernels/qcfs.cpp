@@ -50,7 +50,7 @@ extern "C" void backward(const SCALAR* grad, const SCALAR* x, int64_t size, WIDE
       const Wide masked = g * activation.mask(level);
       store(masked, dx + first, n);
       if (channels.rows)
-        channels.add(Channels::narrowed(masked), from, c, partial_channels.data() + chunk * channels.sums());
+        channels.add(masked, masked * channels.centred(from, c), c, partial_channels.data() + chunk * channels.sums());
       c = channels.after(c);
       add_product(g * activation.value(level) - masked * input, one, sum);  // elements from n on are zeros
     });

@@ -85,11 +85,13 @@ struct Channels {
 
   int64_t after(int64_t channel) const { return channel + WIDTH == period ? 0 : channel + WIDTH; }
 
+  Wide centred(const Wide& x, int64_t channel) const { return x - Wide::loadu(rows + 2 * period + channel); }
+
   // to the chunk's sums over all elements of a channel, rows of gradients and of gradients * (x - mean)
-  INLINE void add(const Wide& gradient, const Wide& x, int64_t channel, WIDE* sums) const {
+  INLINE void add(const Wide& gradient, const Wide& product, int64_t channel, WIDE* sums) const {
     WIDE* to = sums + channel;
     (Wide::loadu(to) + gradient).store(to);
-    fmadd(gradient, x - Wide::loadu(rows + 2 * period + channel), Wide::loadu(to + period)).store(to + period);
+    (Wide::loadu(to + period) + product).store(to + period);
   }
 
   int64_t sums() const { return rows ? 2 * period : 0; }
