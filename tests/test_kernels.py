@@ -90,6 +90,10 @@ def assert_equal(got: Result, want: Result) -> None:
         assert a.dtype == b.dtype
 
 
+def test_a_backend_is_the_module_of_its_name(backend: str) -> None:
+    assert operator.backend_module(backend).__name__.rpartition(".")[2] == {"triton": "gpu"}.get(backend, backend)
+
+
 @pytest.mark.parametrize("size", [1, 5, FEW])
 @pytest.mark.parametrize("steps", STEPS)
 def test_dyadic_equal(backend: str, poisoned: None, steps: int, size: int) -> None:
@@ -287,6 +291,11 @@ def test_opcheck(backend: str) -> None:
     torch.library.opcheck(fire, (x, omega, leak, dyadic(), 2, 1.0, False, backend))
     torch.library.opcheck(fire, (x, None, dyadic(2, 1), dyadic(3, 5), 2, 1.0, True, backend))
     torch.library.opcheck(fire, (x.transpose(0, 1), None, dyadic(), dyadic(), 2, 1.0, True, backend))
+    for rows in (x.detach(), x.detach()[:, :0]):  # what a compiler is told of the gradients, and what it gets
+        for mixing, leaks in ((omega.detach(), dyadic()), (None, dyadic(2, 1))):
+            for parameters in (False, True):
+                inputs = torch.ones_like(rows), rows, mixing, leaks, dyadic(), 2, 1.0, False, backend, parameters
+                torch.library.opcheck(operator.fire_backward, inputs)
 
 
 def test_errors_are_the_reference_s(backend: str) -> None:
@@ -372,6 +381,10 @@ def test_qcfs_repeats_and_opcheck(backend: str) -> None:
     x, scale = dyadic(2, 3).requires_grad_(), torch.tensor([2.0]).double().requires_grad_()
     torch.library.opcheck(operator.qcfs, (x, scale, 4, backend))
     torch.library.opcheck(operator.qcfs, (x.T, scale.detach(), 4, backend))
+    for rows in (x.detach(), x.detach()[:0]):
+        for parameters in (False, True):
+            inputs = torch.ones_like(rows), rows, scale.detach(), 4, backend, parameters
+            torch.library.opcheck(operator.qcfs_backward, inputs)
 
 
 def test_qcfs_errors_and_nan(backend: str) -> None:
