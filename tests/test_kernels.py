@@ -400,7 +400,9 @@ def test_qcfs_errors_and_nan(backend: str) -> None:
                 function(torch.ones(2), **{"levels": 2, "scale": 1.0, **bad})
             errors.append(str(error.value))
         assert errors[0] == errors[1]
-    for scale in (0.0, -1.0, torch.inf, torch.nan):
+    for scale in (0.0, -0.5, -1.0, torch.inf, torch.nan):
+        if backend == "triton":
+            assert operator.qcfs(x, torch.tensor(scale), 2, backend).isnan().all()
         if x.is_cuda:
             assert kernels.qcfs(x, levels=2, scale=scale).isnan().all()
         else:
