@@ -196,7 +196,7 @@ class _Pair:
         """What the activation's kernels take, ``x`` first."""
         dtype, rows = compute_dtype(x), _rows(x, self.steps)
         if not self.steps:
-            return rows, operator.dense(leak, dtype).reshape(()), self.levels
+            return rows, operator.number(leak, x), self.levels
         constants = operator.constants(self.theta, self.levels, dtype, x.device)
         return rows, *operator.mixing(self.steps, omega, leak, dtype), x.new_full((), self.v0, dtype=dtype), constants
 

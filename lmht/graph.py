@@ -9,6 +9,7 @@ import copy
 import inspect
 import operator
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator
@@ -172,13 +173,18 @@ class _Proxy(fx.Proxy):
     __iadd__, __isub__, __imul__, __itruediv__ = map(_in_place, _IN_PLACE)
 
 
+_tracing = (
+    threading.RLock()
+)  # torch.fx replaces nn.Module.__call__, we isinstance: two threads would put back each other's
+
+
 @contextmanager
 def _proxies_are_tensors() -> Iterator[None]:
     """A forward that asks ``isinstance(x, Tensor)`` of a proxy is told what it would be told of data; torch's own code is not."""
     builtin = isinstance
 
     def asked(one: Any, kinds: Any, /) -> bool:
-        if builtin(one, kinds) or type(one) is not _Proxy:
+        if type(one) is not _Proxy or builtin(one, kinds):
             return builtin(one, kinds)
         caller = str(sys._getframe(1).f_globals.get("__name__"))
         return not caller.startswith("torch.") and issubclass(Tensor, kinds)  # torch itself has is_tensor
@@ -251,7 +257,7 @@ def flow(network: nn.Module, activation: type[nn.Module] = QCFS) -> Flow:
         raise ValueError(f"{type(network).__name__} takes more than one input: {', '.join(asked)}")
     with evaluating(network), _attributes_kept(network):
         try:
-            with _proxies_are_tensors():
+            with _tracing, _proxies_are_tensors():
                 graph = tracer.trace(network)
             for node in graph.nodes:  # each trace names them anew
                 if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):

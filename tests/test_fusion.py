@@ -188,9 +188,8 @@ def test_left_apart() -> None:
     replaced = nn.BatchNorm2d(16)
     replaced.forward = lambda x: x  # type: ignore[method-assign]
     others = [nn.GroupNorm(4, 16), nn.InstanceNorm2d(16), Doubling(16), hooked, replaced, nn.BatchNorm2d(16).double()]
-    longer, strided, negated = (
-        nn.BatchNorm2d(16) for _ in range(3)
-    )  # the kernels would read what does not belong to them
+    # of these the kernels would read what does not belong to them, or is not so
+    longer, strided, negated = nn.BatchNorm2d(16), nn.BatchNorm2d(16), nn.BatchNorm2d(16)
     longer.weight, strided.bias = nn.Parameter(torch.ones(17)), nn.Parameter(torch.ones(32)[::2])
     negated.running_mean = torch._neg_view(torch.ones(16))
     for other in (*others, longer, strided, negated, nn.BatchNorm2d(16, device="meta")):

@@ -1,6 +1,9 @@
 """What a user's forward may do between two neurons: the tools are right, by the networks' own outputs in float64, or refuse it."""
 
+import copy
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
@@ -128,6 +131,24 @@ def test_another_way_when_traced_is_found_on_data(forward: Forward) -> None:
     for tool in (lambda: certify(net, [x]), lambda: foretell(net, x), lambda: count_operations(net, x)):
         with pytest.raises(ValueError, match=r"MultiStep computes something else than its trace|or is drawn at random"):
             tool()
+
+
+def test_two_threads_may_trace() -> None:
+    """torch.fx replaces ``nn.Module.__call__`` meanwhile, and we ``isinstance``: neither may be put back by the other thread."""
+
+    def slow(m: Any, x: Tensor) -> Tensor:
+        time.sleep(0.1)
+        return x
+
+    def later(net: nn.Module, seconds: float) -> MultiStep:
+        time.sleep(seconds)
+        return to_lmht(net, 2, 2)
+
+    before, net, x = isinstance, ann(slow), images()
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(later, (net, copy.deepcopy(net)), (0.0, 0.05))
+    assert torch.equal(one(x), other(x))
+    assert isinstance is before
 
 
 @pytest.mark.parametrize(

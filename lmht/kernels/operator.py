@@ -77,11 +77,11 @@ def mixing(steps: int, omega: Tensor | None, leak: Tensor, dtype: torch.dtype) -
     return None if omega is None else dense(omega, dtype), leak.expand(steps, 1)[:, 0].contiguous()
 
 
-def dense(number: Tensor, dtype: torch.dtype) -> Tensor:
+def dense(one: Tensor, dtype: torch.dtype) -> Tensor:
     """Dense, and in a dtype: what the kernels read."""
-    if number.dtype == dtype and number.is_contiguous() and not number.is_neg():
-        return number.detach()
-    return number.detach().to(dtype).resolve_neg().contiguous()
+    if one.dtype == dtype and one.is_contiguous() and not one.is_neg():
+        return one.detach()
+    return one.detach().to(dtype).resolve_neg().contiguous()
 
 
 def _fire(
@@ -181,7 +181,7 @@ def _row(x: Tensor) -> Tensor:
 def _qcfs(x: Tensor, scale: Tensor, levels: int, backend: str) -> Tensor:
     if not x.numel():
         return _alike(x)
-    return backend_module(backend).qcfs(_row(x), _number(scale, x), levels, _alike(x))
+    return backend_module(backend).qcfs(_row(x), number(scale, x), levels, _alike(x))
 
 
 def _qcfs_backward(
@@ -192,12 +192,12 @@ def _qcfs_backward(
         return _alike(x), torch.zeros_like(scale) if parameters else x.new_empty(0)
     grad = rows(grad.to(x.dtype)[None], strides(x[None]))[0]
     dx, dscale = backend_module(backend).qcfs_backward(
-        grad, _row(x), _number(scale, x), levels, _alike(x), parameters=parameters
+        grad, _row(x), number(scale, x), levels, _alike(x), parameters=parameters
     )
     return dx, dscale.to(scale.dtype).reshape(scale.shape) if parameters else x.new_empty(0)
 
 
-def _number(scale: Tensor, x: Tensor) -> Tensor:
+def number(scale: Tensor, x: Tensor) -> Tensor:
     return dense(scale, compute_dtype(x)).reshape(())
 
 
